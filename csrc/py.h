@@ -1,0 +1,25 @@
+/*
+ * py.h - what the py_*.c files share; the only header that includes
+ * Python.h.
+ *
+ * Each py_<type>.c adds its type or functions to the module in a function
+ * ch_py_<type>_setup(module), listed once in py_module.c. Our types are
+ * final heap types, so PyType_GetModuleState(Py_TYPE(op)) is always right.
+ */
+#ifndef CH_PY_H
+#define CH_PY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "ch.h"
+
+typedef struct {
+    PyObject *error; /* churten._core.Error, owned */
+} ch_state;
+
+/* Raises the exception for code (a negative enum ch_err); what names the
+ * thing that failed. Always returns NULL. */
+PyObject *ch_raise(ch_state *state, int code, const char *what);
+
+#endif

@@ -1,0 +1,92 @@
+/* py_module.c - the module churten._core: state, setup, ch_raise(). */
+#include "py.h"
+
+#include <errno.h>
+
+static int (*const setups[])(PyObject *module) = {
+    NULL,
+};
+
+PyObject *
+ch_raise(ch_state *state, int code, const char *what)
+{
+    if (code == CH_ERR_NOMEM) {
+        return PyErr_NoMemory();
+    }
+    if (code == CH_ERR_SYS && errno != 0) {
+        return PyErr_SetFromErrnoWithFilename(PyExc_OSError, what);
+    }
+    PyErr_Format(state->error, "%s: %s", what, ch_strerror(code));
+    return NULL;
+}
+
+static int
+core_exec(PyObject *module)
+{
+    ch_state *state = PyModule_GetState(module);
+
+    state->error =
+        PyErr_NewException("churten._core.Error", PyExc_RuntimeError, NULL);
+    if (state->error == NULL) {
+        return -1;
+    }
+    if (PyModule_AddObjectRef(module, "Error", state->error) < 0 ||
+        PyModule_AddStringConstant(module, "VERSION", CH_VERSION) < 0) {
+        return -1;
+    }
+    for (size_t i = 0; setups[i] != NULL; i++) {
+        if (setups[i](module) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int
+core_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    ch_state *state = PyModule_GetState(module);
+
+    Py_VISIT(state->error);
+    return 0;
+}
+
+static int
+core_clear(PyObject *module)
+{
+    ch_state *state = PyModule_GetState(module);
+
+    Py_CLEAR(state->error);
+    return 0;
+}
+
+static void
+core_free(void *module)
+{
+    core_clear((PyObject *)module);
+}
+
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, core_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef core_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "churten._core",
+    .m_doc = "The C core of churten.",
+    .m_size = sizeof(ch_state),
+    .m_slots = core_slots,
+    .m_traverse = core_traverse,
+    .m_clear = core_clear,
+    .m_free = core_free,
+};
+
+PyMODINIT_FUNC
+PyInit__core(void)
+{
+    return PyModuleDef_Init(&core_def);
+}
