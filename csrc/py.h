@@ -22,4 +22,8 @@ typedef struct {
  * thing that failed. Always returns NULL. */
 PyObject *ch_raise(ch_state *state, int code, const char *what);
 
+/* One per py_*.c: adds its types and functions to the module. */
+int ch_py_isolate_setup(PyObject *module);
+int ch_py_sched_setup(PyObject *module);
+
 #endif

@@ -4,6 +4,8 @@
 #include <errno.h>
 
 static int (*const setups[])(PyObject *module) = {
+    ch_py_isolate_setup,
+    ch_py_sched_setup,
     NULL,
 };
 
