@@ -13,9 +13,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 NEEDS = {"libssh": "libssh-dev", "jansson": "libjansson-dev", "zlib": "zlib1g-dev"}
-WARN = "-std=gnu11 -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla -fvisibility=hidden".split()
+WARN = "-std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla -fvisibility=hidden".split()
 # The pool's own sources; everything else belongs to the extension, the two share the base parts.
-POOL_ONLY = {"pool_main.c", "pool.c", "ssh.c", "sshproc.c", "knownhosts.c", "agentlink.c", "loop.c"}
+POOL_ONLY = {"pool_main.c", "ssh.c", "knownhosts.c", "sshproc.c", "link.c", "agentlink.c", "loop.c", "log.c", "map.c"}
+POOL_ONLY |= {p.name for p in (ROOT / "csrc").glob("pool*.c")}
 
 
 def pkg_config(what):
@@ -60,7 +61,7 @@ sources = [str(p) for p in sorted(Path("csrc").glob("*.c")) if p.name not in POO
 san = ["-fsanitize=address,undefined"] if os.environ.get("CH_SANITIZE") else []
 collection = {
     "ansible_collections.churten.core.plugins" + ("." + d.name if d else ""): "plugins" + ("/" + d.name if d else "")
-    for d in [None] + sorted(p for p in Path("plugins").iterdir() if p.is_dir())
+    for d in [None] + sorted(p for p in Path("plugins").glob("*") if p.is_dir())
 }
 setup(
     packages=["churten"] + ["churten." + p.parent.name for p in sorted(Path("churten").glob("*/__init__.py"))] + list(collection),

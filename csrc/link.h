@@ -38,6 +38,7 @@ struct ch_link_options {
         *pubkey_algorithms;
     char **env;  /* NAME=VALUE */
     char **argv; /* transports "ssh" and "local" */
+    const char *cwd; /* "ssh" and "local": where the child runs; NULL: / */
 };
 
 struct ch_link_events {

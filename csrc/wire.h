@@ -42,6 +42,12 @@ struct ch_frame {
  * its type. */
 CH_MUST_USE int ch_wire_put(struct ch_buf *out, const struct ch_frame *frame);
 
+/* The most body bytes a frame of this type may have; 0: unknown type. */
+uint32_t ch_wire_body_max(uint8_t type);
+
+/* Writes only the 20 bytes of the header; the body is sent separately. */
+void ch_wire_header(uint8_t out[CH_WIRE_HEADER], const struct ch_frame *frame);
+
 /* Decodes the frame at data: CH_OK and *used set, CH_ERR_AGAIN if it is not
  * complete yet, CH_ERR_PROTOCOL if it never will be valid. */
 CH_MUST_USE int ch_wire_get(const uint8_t *data, size_t len,
@@ -57,5 +63,20 @@ CH_MUST_USE int ch_vec_init(struct ch_vec *vec, const uint8_t *body,
 /* CH_OK, CH_ERR_CLOSED after the last item, or CH_ERR_PROTOCOL. */
 CH_MUST_USE int ch_vec_next(struct ch_vec *vec, const uint8_t **item,
                             size_t *len);
+
+/* Makes a vec: the count first, then each item. */
+CH_MUST_USE int ch_vec_put_count(struct ch_buf *out, unsigned count);
+CH_MUST_USE int ch_vec_put(struct ch_buf *out, const void *item, size_t len);
+CH_MUST_USE int ch_vec_put_str(struct ch_buf *out, const char *text);
+CH_MUST_USE int ch_vec_put_num(struct ch_buf *out, int64_t number);
+
+/* CH_OK if body is a well-formed vec (pairs != 0: of even count) with no
+ * bytes left over. */
+CH_MUST_USE int ch_vec_check(const uint8_t *body, size_t len, int pairs);
+/* The nth (from 0) value of key in a map that passed ch_vec_check:
+ * CH_OK or CH_ERR_CLOSED. */
+CH_MUST_USE int ch_map_get(const uint8_t *body, size_t len, const char *key,
+                           unsigned nth, const uint8_t **value,
+                           size_t *value_len);
 
 #endif
