@@ -13,10 +13,11 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 NEEDS = {"libssh": "libssh-dev", "jansson": "libjansson-dev", "zlib": "zlib1g-dev"}
-WARN = "-std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla -fvisibility=hidden".split()
-# The pool's own sources; everything else belongs to the extension, the two share the base parts.
+WARN = "-std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -fvisibility=hidden".split()
+# The pool's own sources and the base parts it shares with the extension, which has everything but POOL_ONLY.
 POOL_ONLY = {"pool_main.c", "ssh.c", "knownhosts.c", "sshproc.c", "link.c", "agentlink.c", "loop.c", "log.c", "map.c"}
 POOL_ONLY |= {p.name for p in (ROOT / "csrc").glob("pool*.c")}
+SHARED = {"err.c", "buf.c", "wire.c", "zip.c"}
 
 
 def pkg_config(what):
@@ -45,7 +46,7 @@ class BuildExt(build_ext):
 
     def run(self):
         super().run()
-        sources = sorted(str(p) for p in Path("csrc").glob("*.c") if not p.name.startswith("py_"))
+        sources = sorted(str(p) for p in Path("csrc").glob("*.c") if p.name in POOL_ONLY | SHARED)
         if not Path("csrc/pool_main.c").exists():
             return
         where = Path("churten") if self.inplace else Path(self.build_lib) / "churten"

@@ -25,7 +25,6 @@
 
 #define BATCH_BYTES (4u * 1024u * 1024u) /* raw bytes per poll() */
 
-int ch_py_client_setup(PyObject *module);
 
 typedef struct {
     PyObject_HEAD

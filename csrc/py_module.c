@@ -4,6 +4,7 @@
 #include <errno.h>
 
 static int (*const setups[])(PyObject *module) = {
+    ch_py_client_setup,
     ch_py_isolate_setup,
     ch_py_sched_setup,
     NULL,
@@ -86,6 +87,8 @@ static struct PyModuleDef core_def = {
     .m_clear = core_clear,
     .m_free = core_free,
 };
+
+PyMODINIT_FUNC PyInit__core(void);
 
 PyMODINIT_FUNC
 PyInit__core(void)
