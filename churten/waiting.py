@@ -1,18 +1,22 @@
-"""How code that waits for the pool gives way: by parking its fiber, or by blocking when there is none.
+"""How code that waits gives way: by parking its fiber, or by blocking when there is none.
 
-The executor's hub installs itself with `set_hub`. Everything else calls `current()` and `park()`; no other module knows about greenlets.
+The executor's hub installs itself with `set_hub`. Everything else calls `current()`, `park()` and `blocking()`; no other module knows about
+greenlets. The process's pool client installs itself with `set_pump`, so that the hub can wait for the pool's answers.
 """
 
 from __future__ import annotations
 
+import os
 import typing as t
+
+T = t.TypeVar("T")
 
 
 class Hub(t.Protocol):
     """What the executor's hub offers to code running inside a fiber."""
 
     def current(self) -> object | None:
-        """The fiber that runs now, or None when the caller is not inside a fiber."""
+        """The fiber that runs now, or None when the caller is not inside a fiber that may park."""
 
     def park(self, deadline: float | None) -> bool:
         """Suspend the current fiber until `wake()` (True) or until time.monotonic() passes `deadline` (False)."""
@@ -20,14 +24,38 @@ class Hub(t.Protocol):
     def wake(self, fiber: object) -> None:
         """Make a parked fiber runnable; harmless when it is not parked."""
 
+    def blocking(self, function: t.Callable[[], T]) -> T:
+        """Run `function` in a thread while the current fiber is parked; its result or exception."""
+
+
+class Pump(t.Protocol):
+    """What the pool client offers to the hub."""
+
+    closed: bool
+
+    def pump(self, timeout_ms: int, wake_fd: int = -1) -> int:
+        """Wait for answers (or until `wake_fd` is readable), wake their owners, return how many requests finished."""
+
 
 _hub: Hub | None = None
+_pump: Pump | None = None
 
 
 def set_hub(hub: Hub | None) -> None:
     """Install (or with None remove) the hub of this process."""
     global _hub
     _hub = hub
+
+
+def set_pump(pump: Pump | None) -> None:
+    """Install (or with None remove) the pool client of this process."""
+    global _pump
+    _pump = pump
+
+
+def pump() -> Pump | None:
+    """The pool client of this process, if one is connected."""
+    return _pump if _pump is not None and not _pump.closed else None
 
 
 def current() -> object | None:
@@ -45,3 +73,19 @@ def wake(fiber: object) -> None:
     """Make `fiber` runnable; see `Hub.wake`."""
     if _hub is not None:
         _hub.wake(fiber)
+
+
+def blocking(function: t.Callable[[], T]) -> T:
+    """Run something that blocks (a stock ssh client, a foreign connection): in a thread if a fiber asks, else directly."""
+    if _hub is None or _hub.current() is None:
+        return function()
+    return _hub.blocking(function)
+
+
+def _after_fork_in_child() -> None:
+    # A forked worker is not inside a fiber and must not use its parent's socket.
+    set_hub(None)
+    set_pump(None)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,240 @@
+"""What every adapter offers to the executor, and the parts that did not change between the supported core lines."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import functools
+import os
+import pickle
+import sys
+import time
+import types
+import typing as t
+from multiprocessing.reduction import ForkingPickler
+
+from ansible import constants as C
+from ansible import context
+from ansible.plugins import loader as plugin_loader
+from ansible.plugins.loader import action_loader, module_loader
+from ansible.plugins.strategy import StrategyBase
+
+import ansible.plugins.action
+import ansible.plugins.strategy.free
+import ansible.plugins.strategy.linear
+
+if t.TYPE_CHECKING:
+    from churten.executor.hub import FiberHub
+
+# Connections that a fiber (or a forked worker of ours) replaces by our own.
+OWN_CONNECTIONS = {
+    "smart": "churten.core.ssh",
+    "ssh": "churten.core.ssh",
+    "ansible.builtin.ssh": "churten.core.ssh",
+    "ansible.legacy.ssh": "churten.core.ssh",
+    "local": "churten.core.local",
+    "ansible.builtin.local": "churten.core.local",
+    "ansible.legacy.local": "churten.core.local",
+    "churten.core.ssh": "churten.core.ssh",
+    "churten.core.local": "churten.core.local",
+}
+
+
+class ConnectionLoader:
+    """Core's connection loader, except that ssh and local mean ours."""
+
+    def __init__(self, loader: t.Any) -> None:
+        self._loader = loader
+
+    def get_with_context(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        return self._loader.get_with_context(OWN_CONNECTIONS.get(name, name), *args, **kwargs)
+
+    def get(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        return self._loader.get(OWN_CONNECTIONS.get(name, name), *args, **kwargs)
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(self._loader, name)
+
+
+class StrategyTime:
+    """Stands for the module `time` inside core's strategy modules, where sleeping means: wait for results."""
+
+    def __init__(self, idle: t.Callable[[], None]) -> None:
+        self._idle = idle
+
+    def sleep(self, _seconds: float) -> None:
+        self._idle()
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(time, name)
+
+
+class FiberQueue:
+    """What a TaskExecutor inside a fiber has in place of the final queue: its messages are handled at once.
+
+    The order of events is the same as through the queue: items and retries first, the result last.
+    """
+
+    def __init__(self, hub: FiberHub, callback: t.Callable[..., None]) -> None:
+        self._hub = hub
+        self._callback = callback
+
+    def send_callback(self, method_name: str, *args: t.Any, **kwargs: t.Any) -> None:
+        # Callback plugins run under a lock of the TaskQueueManager: nobody may park while holding it.
+        self._hub.no_park += 1
+        try:
+            self._callback(method_name, *args, **kwargs)
+        finally:
+            self._hub.no_park -= 1
+
+    def send_display(self, method: str, *args: t.Any, **kwargs: t.Any) -> None:
+        from ansible.utils.display import Display
+
+        getattr(Display(), method)(*args, **kwargs)
+
+
+class Adapter(abc.ABC):
+    """One ansible-core line."""
+
+    strategy_modules: tuple[types.ModuleType, ...] = (
+        ansible.plugins.strategy,
+        ansible.plugins.strategy.free,
+        ansible.plugins.strategy.linear,
+    )
+    # Core's own actions that need a process of their own: they ask the user or talk to the controller over its RPC.
+    fork_actions: frozenset[str] = frozenset({"pause"})
+
+    # --- what runs a task ---
+
+    @abc.abstractmethod
+    def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
+        """Run TaskExecutor as WorkerProcess does, in the current fiber; returns what `strategy._results` holds for a result."""
+
+    @abc.abstractmethod
+    def lost_result(self, strategy: t.Any, host: t.Any, task: t.Any, message: str) -> t.Any:
+        """A failed result for a task whose worker died."""
+
+    @abc.abstractmethod
+    @contextlib.contextmanager
+    def fiber_timeouts(self, hub: FiberHub) -> t.Iterator[None]:
+        """While active, the task keyword `timeout` inside fibers uses the hub's timers instead of SIGALRM."""
+
+    def process_rpc(self, strategy: t.Any) -> None:
+        """Serve requests of forked workers, where the core has such."""
+
+    def wake_on_rpc(self, strategy: t.Any, kick: t.Callable[[], None]) -> None:
+        """Call `kick` (from any thread) when a forked worker has a request."""
+
+    # --- shared by all lines ---
+
+    @contextlib.contextmanager
+    def installed(self, hub: FiberHub, idle: t.Callable[[], None]) -> t.Iterator[None]:
+        """Everything that core must see differently while one of our strategies runs; undone on exit, and in forked workers as far as it matters."""
+        real_sleep, real_namespace = time.sleep, plugin_loader.get_plugin_loader_namespace
+        shim = StrategyTime(idle)
+        try:
+            for module in self.strategy_modules:
+                if hasattr(module, "time"):
+                    module.time = shim  # type: ignore[attr-defined]
+            time.sleep = hub.sleep
+            plugin_loader.get_plugin_loader_namespace = self.namespace
+            os_hook = functools.partial(setattr, time, "sleep", real_sleep)
+            _restore_in_child.append(os_hook)
+            with self.fiber_timeouts(hub):
+                yield
+        finally:
+            _restore_in_child.clear()
+            plugin_loader.get_plugin_loader_namespace = real_namespace
+            time.sleep = real_sleep
+            for module in self.strategy_modules:
+                if hasattr(module, "time"):
+                    module.time = time  # type: ignore[attr-defined]
+
+    def namespace(self) -> types.SimpleNamespace:
+        """The plugin loaders a TaskExecutor uses, with our connections in place of ssh and local."""
+        return _namespace()
+
+    def fiber_task(self, task: t.Any) -> t.Any:
+        """A copy that TaskExecutor may change, as it changes its own in a fork."""
+        mine = task.copy(exclude_parent=True, exclude_tasks=True)
+        mine._parent = task._parent
+        return mine
+
+    def fiber_loader(self, loader: t.Any) -> t.Any:
+        """A view of the DataLoader whose temporary files and file cache are this task's own, as in a fork."""
+        mine = copy.copy(loader)
+        mine._tempfiles = set()
+        mine._FILE_CACHE = loader._FILE_CACHE.copy()
+        return mine
+
+    @staticmethod
+    def through_pickle(message: t.Any) -> t.Any:
+        """What arrives in the controller when a worker sends `message`: results share nothing with the task that made them."""
+        return pickle.loads(ForkingPickler.dumps(message))
+
+    def action_class(self, task: t.Any) -> type | None:
+        """The action plugin class that will run the task, found the way TaskExecutor finds it."""
+        name = task.action
+        module_context = module_loader.find_plugin_with_context(name, collection_list=task.collections)
+        if module_context.resolved and module_context.action_plugin:
+            name = module_context.action_plugin
+        elif not action_loader.has_plugin(name, collection_list=task.collections):
+            prefix = name.rsplit(".", 1)[-1].split("_")[0]
+            if prefix in C.NETWORK_GROUP_MODULES:
+                return None
+            name = "ansible.legacy.normal"
+        found = action_loader.get(name, class_only=True, collection_list=task.collections)
+        return t.cast("type | None", found)
+
+    def is_core_action(self, action: type) -> bool:
+        """Whether the class is shipped with the running ansible-core."""
+        module = sys.modules.get(action.__module__)
+        path = getattr(module, "__file__", None) or ""
+        home = os.path.dirname(ansible.plugins.action.__file__)
+        return os.path.dirname(path) == home
+
+    def queue_fork(self, strategy: t.Any, slot: int, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
+        """Start a stock worker in `slot` (which must be free); returns the WorkerProcess, or None if the run is being aborted."""
+        strategy._cur_worker = slot
+        throttle, task_throttle = StrategyBase.ALLOW_BASE_THROTTLING, type(strategy).ALLOW_BASE_THROTTLING
+        type(strategy).ALLOW_BASE_THROTTLING = False  # our scheduler has throttled the task already
+        try:
+            StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
+        finally:
+            type(strategy).ALLOW_BASE_THROTTLING = task_throttle
+            StrategyBase.ALLOW_BASE_THROTTLING = throttle
+        return strategy._workers[slot]
+
+    def option(self, plugin_name: str, documentation: str, option: str) -> t.Any:
+        """The value of an option of a strategy plugin; core reads options of other plugin types only."""
+        import yaml
+
+        config = C.config
+        if not config.has_configuration_definition("strategy", plugin_name):
+            config.initialize_plugin_configuration_definitions("strategy", plugin_name, yaml.safe_load(documentation)["options"])
+        return config.get_config_value(option, plugin_type="strategy", plugin_name=plugin_name)
+
+    @property
+    def cliargs(self) -> t.Any:
+        """The command line of this run."""
+        return context.CLIARGS
+
+
+_restore_in_child: list[t.Callable[[], None]] = []
+
+
+def _after_fork_in_child() -> None:
+    for restore in _restore_in_child:
+        restore()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+_core_namespace = plugin_loader.get_plugin_loader_namespace
+
+
+def _namespace() -> types.SimpleNamespace:
+    namespace = _core_namespace()
+    namespace.connection_loader = ConnectionLoader(namespace.connection_loader)
+    return t.cast(types.SimpleNamespace, namespace)

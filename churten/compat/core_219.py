@@ -1,0 +1,85 @@
+"""ansible-core 2.19 and 2.20: TaskExecutor takes the task as arguments, results are dicts in _RawTaskResult."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+
+from ansible._internal import _task
+from ansible._internal._errors import _error_utils, _task_timeout
+from ansible.errors import AnsibleError
+from ansible.executor.task_executor import TaskExecutor
+from ansible.executor.task_result import _RawTaskResult
+
+from churten.executor.hub import FiberHub
+
+from .base import Adapter, FiberQueue
+
+
+class CoreAdapter(Adapter):
+    """See the module's text; follows executor/process/worker.py of these lines."""
+
+    def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
+        def convert(raw: t.Any) -> t.Any:
+            return strategy._convert_wire_task_result_to_raw(self.through_pickle(raw.as_wire_task_result()))
+
+        def callback(method_name: str, raw: t.Any) -> None:
+            strategy._tqm.send_callback(method_name, convert(raw))
+
+        task = self.fiber_task(task)
+        with _task.TaskContext(task):
+            result = TaskExecutor(
+                host,
+                task,
+                task_vars,
+                play_context,
+                self.fiber_loader(strategy._loader),
+                self.namespace(),
+                t.cast(t.Any, FiberQueue(hub, callback)),
+                strategy._variable_manager,
+            ).run()
+            try:
+                return convert(_RawTaskResult(host=host, task=task, return_data=result, task_fields=task.dump_attrs()))
+            except Exception as ex:
+                # The same surrogate as stock's worker sends when its result cannot be pickled.
+                return strategy._convert_wire_task_result_to_raw(self._send_failure(host, task, ex).as_wire_task_result())
+
+    def _send_failure(self, host: t.Any, task: t.Any, cause: Exception) -> t.Any:
+        try:
+            raise AnsibleError("Task result omitted due to queue send failure.") from cause
+        except Exception as ex:
+            return _RawTaskResult(host=host, task=task, return_data=_error_utils.result_dict_from_exception(ex), task_fields={})
+
+    def lost_result(self, strategy: t.Any, host: t.Any, task: t.Any, message: str) -> t.Any:
+        return _RawTaskResult(host=host, task=task, return_data={"failed": True, "changed": False, "msg": message}, task_fields=task.dump_attrs())
+
+    @contextlib.contextmanager
+    def fiber_timeouts(self, hub: FiberHub) -> t.Iterator[None]:
+        with fiber_alarms(_task_timeout.TaskTimeoutError, hub):
+            yield
+
+
+@contextlib.contextmanager
+def fiber_alarms(error_class: t.Any, hub: FiberHub) -> t.Iterator[None]:
+    """While active, error_class.alarm_timeout() uses the hub's timers when it is entered inside a fiber."""
+    stock = error_class.alarm_timeout
+
+    @contextlib.contextmanager
+    def alarm_timeout(timeout: int | None) -> t.Iterator[None]:
+        fiber = hub.current()
+        # Stock's checks of the value are kept by leaving every value that is not plain to stock.
+        if fiber is None or type(timeout) is not int or not 0 < timeout <= error_class._MAX_TIMEOUT:
+            with stock(timeout):
+                yield
+            return
+        handle = hub.alarm(fiber, timeout, error_class(timeout))
+        try:
+            yield
+        finally:
+            hub.alarm_cancel(handle)
+
+    error_class.alarm_timeout = alarm_timeout
+    try:
+        yield
+    finally:
+        del error_class.alarm_timeout  # the inherited classmethod shows again
