@@ -48,10 +48,14 @@ class ConnectionLoader:
         self._loader = loader
 
     def get_with_context(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        return self._loader.get_with_context(OWN_CONNECTIONS.get(name, name), *args, **kwargs)
+        return self._loader.get_with_context(self._own(name), *args, **kwargs)
 
     def get(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        return self._loader.get(OWN_CONNECTIONS.get(name, name), *args, **kwargs)
+        return self._loader.get(self._own(name), *args, **kwargs)
+
+    def _own(self, name: str) -> str:
+        own = OWN_CONNECTIONS.get(name)
+        return own if own is not None and self._loader.has_plugin(own) else name
 
     def __getattr__(self, name: str) -> t.Any:
         return getattr(self._loader, name)
@@ -126,7 +130,33 @@ class Adapter(abc.ABC):
     def wake_on_rpc(self, strategy: t.Any, kick: t.Callable[[], None]) -> None:
         """Call `kick` (from any thread) when a forked worker has a request."""
 
+    @abc.abstractmethod
+    def status(self, result: t.Any) -> str:
+        """`ok`, `changed`, `skipped`, `failed` or `unreachable`; `unknown` for None."""
+
+    @abc.abstractmethod
+    def engine(self, strategy: t.Any, task_vars: dict[str, t.Any]) -> t.Any:
+        """A template engine over `task_vars`."""
+
     # --- shared by all lines ---
+
+    def templater(self, strategy: t.Any, task_vars: dict[str, t.Any]) -> t.Callable[[t.Any], t.Any]:
+        """A function that templates one value with `task_vars`; plain values cost nothing."""
+        engine: t.Any = None
+
+        def template(value: t.Any) -> t.Any:
+            nonlocal engine
+            if value is None or isinstance(value, (bool, int, float)):
+                return value
+            if engine is None:
+                engine = self.engine(strategy, task_vars)
+            return engine.template(value)
+
+        return template
+
+    def spare_cores(self) -> bool:
+        """Whether forks could use cores that fibers leave idle."""
+        return len(os.sched_getaffinity(0)) > 2
 
     @contextlib.contextmanager
     def installed(self, hub: FiberHub, idle: t.Callable[[], None]) -> t.Iterator[None]:
@@ -197,13 +227,7 @@ class Adapter(abc.ABC):
     def queue_fork(self, strategy: t.Any, slot: int, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
         """Start a stock worker in `slot` (which must be free); returns the WorkerProcess, or None if the run is being aborted."""
         strategy._cur_worker = slot
-        throttle, task_throttle = StrategyBase.ALLOW_BASE_THROTTLING, type(strategy).ALLOW_BASE_THROTTLING
-        type(strategy).ALLOW_BASE_THROTTLING = False  # our scheduler has throttled the task already
-        try:
-            StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
-        finally:
-            type(strategy).ALLOW_BASE_THROTTLING = task_throttle
-            StrategyBase.ALLOW_BASE_THROTTLING = throttle
+        StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
         return strategy._workers[slot]
 
     def option(self, plugin_name: str, documentation: str, option: str) -> t.Any:

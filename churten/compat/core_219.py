@@ -7,6 +7,7 @@ import typing as t
 
 from ansible._internal import _task
 from ansible._internal._errors import _error_utils, _task_timeout
+from ansible._internal._templating._engine import TemplateEngine
 from ansible.errors import AnsibleError
 from ansible.executor.task_executor import TaskExecutor
 from ansible.executor.task_result import _RawTaskResult
@@ -49,6 +50,17 @@ class CoreAdapter(Adapter):
             raise AnsibleError("Task result omitted due to queue send failure.") from cause
         except Exception as ex:
             return _RawTaskResult(host=host, task=task, return_data=_error_utils.result_dict_from_exception(ex), task_fields={})
+
+    def status(self, result: t.Any) -> str:
+        if result is None:
+            return "unknown"
+        for name in ("unreachable", "failed", "skipped", "changed"):
+            if getattr(result, f"is_{name}")():
+                return name
+        return "ok"
+
+    def engine(self, strategy: t.Any, task_vars: dict[str, t.Any]) -> t.Any:
+        return TemplateEngine(loader=strategy._loader, variables=task_vars)
 
     def lost_result(self, strategy: t.Any, host: t.Any, task: t.Any, message: str) -> t.Any:
         return _RawTaskResult(host=host, task=task, return_data={"failed": True, "changed": False, "msg": message}, task_fields=task.dump_attrs())

@@ -56,7 +56,7 @@ class FiberHub:
         self.fibers: dict[int, Fiber] = {}
         self.no_park = 0  # > 0: the running fiber holds a lock of the controller and must not park
         self._numbers = itertools.count(1)
-        self._pid = os.getpid()
+        self._closing = False
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._event, select.EPOLLIN)
@@ -66,6 +66,7 @@ class FiberHub:
 
     def close(self) -> None:
         """Kill what still runs and release the descriptors."""
+        self._closing = True
         for fiber in list(self.fibers.values()):
             self.fibers.pop(fiber.number, None)
             if fiber:
@@ -84,6 +85,8 @@ class FiberHub:
         """See `waiting.Hub.park`."""
         fiber = greenlet.getcurrent()
         assert type(fiber) is Fiber and not self.no_park
+        if self._closing:
+            raise greenlet.GreenletExit
         if deadline is not None:
             fiber.timer = self.scheduler.timer_add(int(deadline * 1e6), fiber.number * 2)
         fiber.woken = False

@@ -1,0 +1,411 @@
+"""The executor: mixins that make a built-in strategy run its tasks as fibers.
+
+Core's own run loop, iterator, result processing, includes, handlers and statistics stay as they are. Replaced are only
+
+- `_queue_task`: starts a fiber (or, for what must not be a fiber, a stock worker) in a slot of the C scheduler;
+- waiting: core's strategies wait by `time.sleep` in a loop; here that sleep is `_idle`, which runs fibers and sleeps in one poll();
+- `free` only: `get_hosts_left` hands out the hosts that have something to do now, instead of all hosts on each pass.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+import traceback
+import types
+import typing as t
+
+from ansible.errors import AnsibleError
+from ansible.utils.display import Display
+
+from churten import _core, waiting
+from churten.compat import adapter
+from churten.timings import stamps
+from churten.timings.workers import WorkerLog
+
+from .engine import FIBER, Engines
+from .hub import Fiber, FiberHub
+
+display = Display()
+
+# Stands for `worker._task` where core counts running copies of a task: throttles are the C scheduler's work.
+_NO_TASK = types.SimpleNamespace(_uuid=None)
+
+
+class FiberWorker:
+    """What core finds in its list of workers for a slot that a fiber uses."""
+
+    exitcode = None
+    _task = _NO_TASK
+
+    def is_alive(self) -> bool:
+        return True
+
+    def terminate(self) -> None:
+        """Fibers end with the hub."""
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class Results(collections.deque[t.Any]):
+    """`strategy._results`: also filled by core's result thread, whose appends must end the hub's sleep."""
+
+    def __init__(self, kick: t.Callable[[], None]) -> None:
+        super().__init__()
+        self._kick = kick
+
+    def append(self, item: t.Any) -> None:
+        super().append(item)
+        self._kick()
+
+
+class Job:
+    """One task on one host, from `_queue_task` to its result."""
+
+    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "engine", "begun", "fiber", "waited")
+
+    def __init__(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any, throttle: int) -> None:
+        self.host = host
+        self.task = task
+        self.task_vars = task_vars
+        self.play_context = play_context
+        self.throttle = throttle
+        self.slot = -1
+        self.engine = FIBER
+        self.begun = 0.0
+        self.fiber: Fiber | None = None
+        self.waited = False
+
+
+class FiberStrategy:
+    """Mixin before a built-in StrategyModule; see the module's text."""
+
+    # Set by the plugin file.
+    churten_name: str
+    churten_documentation: str
+    builtin_name: str
+
+    # Our scheduler throttles, whatever core's strategy would do.
+    ALLOW_BASE_THROTTLING = False
+
+    # Attributes of core's StrategyBase that are used here.
+    _tqm: t.Any
+    _workers: list[t.Any]
+    _results: t.Any
+    _results_lock: t.Any
+    _inventory: t.Any
+    _variable_manager: t.Any
+    _loader: t.Any
+    _blocked_hosts: dict[str, bool]
+    _queued_task_cache: dict[tuple[str, str], dict[str, t.Any]]
+    _pending_results: int
+    _hosts_cache: list[str]
+    _hosts_cache_all: list[str]
+
+    def run(self, iterator: t.Any, play_context: t.Any) -> t.Any:
+        """Run one play (or one serial batch) with the hub installed."""
+        self._adapter = adapter()
+        self._iterator = iterator
+        slots = self._slot_limit()
+        self._scheduler = _core.Scheduler(slots)
+        self._hub = FiberHub(self._scheduler)
+        self._engines = Engines(self._adapter, iterator._play, self._variable_manager, self._inventory, self._opted_in())
+        self._results = Results(self._hub.kick)
+        self._jobs: dict[tuple[str, str], Job] = {}
+        self._throttled: dict[int, Job] = {}
+        self._remaining: tuple[t.Any, ...] | None = None
+        self._log = WorkerLog()
+        self._log.started(self._parallel_limit if self._parallel_limit is not None else slots)
+        # Callbacks that treat the built-in strategy specially must see its name.
+        iterator._play.strategy = self.builtin_name
+        waiting.set_hub(self._hub)
+        try:
+            self._adapter.wake_on_rpc(self, self._hub.kick)
+            with self._adapter.installed(self._hub, self._idle):
+                return super().run(iterator, play_context)  # type: ignore[misc]
+        finally:
+            try:
+                self._hub.close()
+            finally:
+                waiting.set_hub(None)
+
+    # --- options ---
+
+    def _option(self, name: str) -> t.Any:
+        return self._adapter.option(self.churten_name, self.churten_documentation, name)
+
+    def _slot_limit(self) -> int:
+        """Slots of this play: forks, or max_parallel_workers (0 = one after the other)."""
+        limit = self._option("max_parallel_workers")
+        self._parallel_limit = limit
+        if limit is None:
+            return max(1, len(self._workers))
+        if limit < 0:
+            raise AnsibleError(f"max_parallel_workers must be 0 (sequential) or a positive number, not {limit}.")
+        slots = max(1, min(limit, self._iterator.batch_size))
+        self._workers[:] = [None] * slots
+        return slots
+
+    def _opted_in(self) -> frozenset[str]:
+        return frozenset(self._option("fiber_actions") or ())
+
+    # --- starting tasks ---
+
+    def _queue_task(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> None:
+        """Core's hook: start `task` on `host`; returns when it has a slot or waits for its throttle."""
+        stamps.begin(host.name, task._uuid)
+        stamps.mark(host.name, task._uuid, "eligible")
+        self._blocked_hosts[host.name] = True
+        template = self._adapter.templater(self, task_vars)
+        try:
+            throttle = int(template(task.throttle))
+        except Exception as ex:
+            raise AnsibleError("Failed to convert the throttle value to an integer.", obj=task.throttle) from ex
+        if task.run_once and not isinstance(self, FreeFiberStrategy):
+            throttle = 0
+        job = Job(host, task, task_vars, play_context, throttle)
+        job.engine, reason = self._engines.choose(task, task_vars, template)
+        display.vvvv(f"engine: {job.engine} ({reason}) for {task.action}", host=host.name)
+        self._jobs[host.name, task._uuid] = job
+        self._pending_results += 1
+        if throttle > 0:
+            number = id(job)
+            self._throttled[number] = job
+            if not self._scheduler.throttle_enter(self._throttle_key(task), throttle, number):
+                job.waited = True
+                return
+        self._start(job)
+
+    @staticmethod
+    def _throttle_key(task: t.Any) -> int:
+        return hash(task._uuid) & 0xFFFFFFFFFFFFFFFF
+
+    def _start(self, job: Job) -> None:
+        """Give the job a slot (waiting for one if need be) and run it."""
+        while (slot := self._scheduler.slot_acquire()) < 0:
+            self._hub.turn(wait=True)
+            self._adapter.process_rpc(self)
+            if self._tqm._terminated:
+                self._pending_results -= 1
+                return
+        job.slot = slot
+        job.begun = time.monotonic()
+        host, task = job.host, job.task
+        if job.waited:
+            # As if it had been queued only now: it must see what has changed while it waited.
+            job.task_vars = self._variable_manager.get_vars(
+                play=self._iterator._play, host=host, task=task, _hosts=self._hosts_cache, _hosts_all=self._hosts_cache_all
+            )
+            self.add_tqm_variables(job.task_vars, play=self._iterator._play)
+        stamps.mark(host.name, task._uuid, "slot")
+        stamps.engine(host.name, task._uuid, job.engine, slot)
+        self._log.begin(slot, task.get_name(), host.name, self._active())
+        if job.engine == FIBER:
+            self._start_fiber(job)
+        else:
+            self._start_fork(job)
+
+    def _active(self) -> int:
+        return len(self._workers) - self._scheduler.free
+
+    def _start_fiber(self, job: Job) -> None:
+        host, task = job.host, job.task
+        self._queued_task_cache[host.name, task._uuid] = {
+            "host": host,
+            "task": task,
+            "task_vars": job.task_vars,
+            "play_context": job.play_context,
+        }
+        self._workers[job.slot] = FiberWorker()
+        self._tqm.send_callback("v2_runner_on_start", host, task)
+
+        def body() -> None:
+            stamps.enter(host.name, task._uuid)
+            stamps.mark(host.name, task._uuid, "start")
+            try:
+                result = self._adapter.run_task(self, self._hub, host, task, _core.isolate(job.task_vars), job.play_context)
+            except Exception as ex:
+                # Stock's worker would die here and end the run; one failed task is enough.
+                display.vvv(traceback.format_exc(), host=host.name)
+                result = self._adapter.lost_result(self, host, task, f"Unexpected failure of the task's fiber: {ex!r}")
+            stamps.mark(host.name, task._uuid, "received")
+            assert job.fiber is not None
+            self._engines.strike(task, job.fiber.cpu_s)
+            with self._results_lock:
+                self._results.append(result)
+            self._leave(job, result)
+
+        job.fiber = self._hub.spawn(body)
+
+    def _start_fork(self, job: Job) -> None:
+        # _queue_task of core counts it again.
+        self._pending_results -= 1
+        worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context)
+        if worker is None:
+            self._scheduler.slot_release(job.slot)
+            return
+        stamps.mark(job.host.name, job.task._uuid, "start")
+        worker._task = _NO_TASK
+
+        def ended() -> None:
+            worker.join()
+            exitcode = worker.exitcode
+            self._workers[job.slot] = None
+            worker.close()
+            result = None
+            if exitcode:
+                result = self._adapter.lost_result(
+                    self, job.host, job.task, f"The worker process of this task died with exit code {exitcode} and left no result."
+                )
+                with self._results_lock:
+                    self._results.append(result)
+            self._leave(job, result)
+
+        self._hub.watch(worker.sentinel, ended)
+
+    def _leave(self, job: Job, result: t.Any) -> None:
+        """The job is done with its slot and its throttle."""
+        self._scheduler.slot_release(job.slot)
+        if isinstance(self._workers[job.slot], FiberWorker):
+            self._workers[job.slot] = None
+        self._jobs.pop((job.host.name, job.task._uuid), None)
+        seconds = time.monotonic() - job.begun
+        self._log.end(job.slot, job.task.get_name(), job.host.name, self._active(), seconds, self._adapter.status(result))
+        if job.throttle > 0:
+            self._throttled.pop(id(job), None)
+            number = self._scheduler.throttle_leave(self._throttle_key(job.task))
+            if number is not None:
+                self._released.append(self._throttled[number])
+
+    @property
+    def _released(self) -> collections.deque[Job]:
+        """Jobs whose throttle let them go; started by `_idle`, outside any fiber."""
+        return self.__dict__.setdefault("_released_jobs", collections.deque())  # type: ignore[no-any-return]
+
+    # --- waiting ---
+
+    def _has_news(self) -> bool:
+        """Whether core's loop has something to do before it sleeps again."""
+        return bool(self._results)
+
+    def _idle(self) -> None:
+        """What core's strategies take for time.sleep: run fibers and wait until there is news."""
+        wait = False
+        while True:
+            self._adapter.process_rpc(self)
+            while self._released and self._scheduler.free:
+                self._start(self._released.popleft())
+            self._hub.turn(wait=wait)
+            if self._has_news() or self._tqm._terminated or not self._pending_results:
+                return
+            wait = True
+
+    # --- what core computes per host and task, made cheap ---
+
+    def add_tqm_variables(self, vars: dict[str, t.Any], play: t.Any) -> None:
+        """Core's own, computed anew only when a host failed, was lost or was added."""
+        failed, unreachable = self._tqm._failed_hosts, self._tqm._unreachable_hosts
+        known = self._remaining
+        if (
+            known is None
+            or known[0] is not self._hosts_cache
+            or known[1] != len(self._hosts_cache)
+            or known[2] != failed
+            or known[3] != unreachable
+        ):
+            super().add_tqm_variables(vars, play)  # type: ignore[misc]
+            self._remaining = (
+                self._hosts_cache,
+                len(self._hosts_cache),
+                dict(failed),
+                dict(unreachable),
+                vars["ansible_current_hosts"],
+                vars["ansible_failed_hosts"],
+            )
+        known = self._remaining
+        assert known is not None
+        vars["ansible_current_hosts"] = list(known[4])
+        vars["ansible_failed_hosts"] = list(known[5])
+
+
+class FreeFiberStrategy(FiberStrategy):
+    """For the built-in `free`: passes only over hosts that have something to do.
+
+    A host is in exactly one of these places: `_waiting` (may have a next task), handed out in the current pass, blocked (its task runs or its result
+    waits), or done. Before the play ends, one pass over all hosts, as core makes it, confirms that nobody has anything left.
+    """
+
+    _unlimited = -1
+
+    def run(self, iterator: t.Any, play_context: t.Any) -> t.Any:
+        self._waiting: collections.deque[t.Any] | None = None
+        self._handed: list[t.Any] = []
+        self._acted: set[str] = set()
+        self._turn_results = self._unlimited
+        return super().run(iterator, play_context)
+
+    def _queue_task(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> None:
+        self._acted.add(host.name)
+        super()._queue_task(host, task, task_vars, play_context)
+
+    def _execute_meta(self, task: t.Any, play_context: t.Any, iterator: t.Any, target_host: t.Any) -> t.Any:
+        self._acted.add(target_host.name)
+        return super()._execute_meta(task, play_context, iterator, target_host)  # type: ignore[misc]
+
+    def get_hosts_left(self, iterator: t.Any) -> list[t.Any]:
+        """Core's hook at the start of each pass: hosts that may start a task now, and those whose results the pass will handle."""
+        base = self._tqm._unreachable_hosts
+        if self._waiting is None:
+            self._waiting = collections.deque(super().get_hosts_left(iterator))  # type: ignore[misc]
+        for host in self._handed:
+            if host.name in self._acted and not self._blocked_hosts.get(host.name):
+                self._waiting.append(host)
+        self._acted.clear()
+        self._handed = []
+        with self._results_lock:
+            self._turn_results = len(self._results)
+            arrived = {result.host.name: result.host for result in self._results}
+        while self._waiting and len(self._handed) < max(1, self._scheduler.free):
+            host = self._waiting.popleft()
+            if host.name not in base and host.name not in arrived:
+                self._handed.append(host)
+        left = self._handed + [host for name, host in arrived.items() if name not in base]
+        for job in self._jobs.values():
+            if self._blocked_hosts.get(job.host.name) and job.host.name not in arrived:
+                left.append(job.host)  # tells core that there is work to do
+                break
+        if self._pending_results and left:
+            return left
+        if self._handed:
+            return left
+        # Nothing is running and nothing is known to be left: one pass over all hosts, as core does.
+        self._turn_results = self._unlimited
+        left = super().get_hosts_left(iterator)  # type: ignore[misc]
+        self._handed = list(left)
+        return left
+
+    def _process_pending_results(self, iterator: t.Any, one_pass: bool = False, max_passes: int | None = None) -> list[t.Any]:
+        """Core's own, for the results that were there when the pass began: it adds included tasks only to hosts of its pass."""
+        later: list[t.Any] = []
+        if self._turn_results != self._unlimited:
+            with self._results_lock:
+                while len(self._results) > self._turn_results:
+                    later.append(self._results.pop())
+        results = super()._process_pending_results(iterator, one_pass=one_pass, max_passes=max_passes)  # type: ignore[misc]
+        if later:
+            with self._results_lock:
+                self._results.extend(reversed(later))
+        handed = {host.name for host in self._handed}
+        for result in results:
+            host = result.host
+            if not self._blocked_hosts.get(host.name) and host.name not in handed and self._waiting is not None:
+                self._waiting.append(host)
+        return t.cast("list[t.Any]", results)
+
+    def _has_news(self) -> bool:
+        if self._results:
+            return True
+        unblocked = self._waiting or any(not self._blocked_hosts.get(name) for name in self._acted)
+        return bool(unblocked) and self._scheduler.free > 0
+
