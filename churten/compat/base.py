@@ -54,8 +54,7 @@ class ConnectionLoader:
         return self._loader.get(self._own(name), *args, **kwargs)
 
     def _own(self, name: str) -> str:
-        own = OWN_CONNECTIONS.get(name)
-        return own if own is not None and self._loader.has_plugin(own) else name
+        return OWN_CONNECTIONS.get(name, name) if _own_installed() else name
 
     def __getattr__(self, name: str) -> t.Any:
         return getattr(self._loader, name)
@@ -245,6 +244,12 @@ class Adapter(abc.ABC):
         return context.CLIARGS
 
 
+@functools.cache
+def _own_installed() -> bool:
+    """Whether the collection with our connections can be found; if not, core's own serve."""
+    return all(plugin_loader.connection_loader.has_plugin(name) for name in set(OWN_CONNECTIONS.values()))
+
+
 _restore_in_child: list[t.Callable[[], None]] = []
 
 
@@ -259,6 +264,7 @@ _core_namespace = plugin_loader.get_plugin_loader_namespace
 
 
 def _namespace() -> types.SimpleNamespace:
-    namespace = _core_namespace()
+    # Core hands out one namespace for the whole process: ours must be a copy.
+    namespace = types.SimpleNamespace(**vars(_core_namespace()))
     namespace.connection_loader = ConnectionLoader(namespace.connection_loader)
-    return t.cast(types.SimpleNamespace, namespace)
+    return namespace
