@@ -1,0 +1,295 @@
+"""Recognises a pipelined AnsiballZ module, so that it can run in a warm agent instead of a fresh interpreter.
+
+Ansible hands a connection plugin two things for a pipelined module: a shell command that starts an interpreter, and a Python program of 100 to 300 KB
+for its stdin. `ModuleCall.from_wrapper` takes the program apart, `unwrap_command` the command. Both know exactly the forms ansible-core writes and
+answer None for anything else; the caller then sends command and program on unchanged, which is always right and merely slower.
+
+Nothing here executes the program: values are read with `ast.literal_eval` from the lines where ansible-core puts them.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import re
+import shlex
+import typing as t
+import zipfile
+
+_MAIN_219 = b'\n\nif __name__ == "__main__":\n    _ansiballz_main(\n'
+_KEYS_219 = {b"ansible_module", b"module_fqn", b"profile", b"date_time", b"rlimit_nofile", b"params", b"extensions", b"zip_data"}
+_OPTIONAL_219 = {b"secrets"}
+_FQN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_DATE_219 = re.compile(rb"datetime\.datetime\([0-9, ]+(tzinfo=datetime\.timezone\.utc)?\)")
+
+_ZIP_218 = re.compile(rb"\n    ZIPDATA = (?:'|\"\"\")([A-Za-z0-9+/=]*)(?:'|\"\"\")\n")
+_PARAMS_218 = re.compile(rb"\n    ANSIBALLZ_PARAMS = (.*)\n")
+_RUN_218 = re.compile(
+    rb"\n        runpy\.run_module\(mod_name='([\w.]+)', init_globals=dict\(_module_fqn='([\w.]+)', _modlib_path=modlib_path\),\n"
+)
+_RLIMIT_218 = re.compile(rb"\n    requested_soft = min\(existing_hard, ([0-9]+)\)\n")
+_COVERAGE_218 = (b"import coverage\n", b"find_spec('coverage')")
+
+_ZIP_MAX = 16 << 20  # the protocol's limit for a PAYLOAD frame
+_zips: dict[bytes, _Zip] = {}
+
+
+class _Zip:
+    """One module archive: its bytes and the facts of its contents that do not change from run to run."""
+
+    def __init__(self, text: bytes):
+        self.data = base64.b64decode(text, validate=True)
+        with zipfile.ZipFile(io.BytesIO(self.data)) as archive:
+            self.entries = sorted((i.filename, i.CRC, i.file_size) for i in archive.infolist())
+        self.keys: dict[str, str] = {}
+
+    def key(self, fqn: str) -> str:
+        """The content key: the archive's own bytes differ in every run (time stamps), what is in it does not."""
+        if fqn not in self.keys:
+            whole = json.dumps([fqn, self.entries], separators=(",", ":")).encode()
+            self.keys[fqn] = hashlib.sha256(whole).hexdigest()
+        return self.keys[fqn]
+
+
+def _zip(text: bytes) -> _Zip:
+    """The archive written as `text`; decoded once per process."""
+    digest = hashlib.sha256(text).digest()
+    found = _zips.get(digest)
+    if found is None:
+        found = _zips[digest] = _Zip(text)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """What an agent needs to run a module, beside interpreter and environment; `docs/protocol.md`, RUN."""
+
+    key: str
+    zip: t.Callable[[], bytes]
+    fqn: str
+    params: bytes  # JSON
+    profile: str  # empty: the wire form of core <= 2.18
+    rlimit_nofile: int
+    form: str  # "219" or "218"
+    secrets: str  # JSON list, or empty for none
+
+
+class ModuleCall(bytes):
+    """A wrapper program, as bytes, that also knows what it runs. Accepted by `exec_command` as `in_data`."""
+
+    module: Module
+
+    @classmethod
+    def from_wrapper(cls, wrapper: bytes) -> ModuleCall | None:
+        """Take `wrapper` apart; None if it is not exactly what ansible-core writes."""
+        try:
+            module = _parse_219(wrapper) or _parse_218(wrapper)
+        except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, binascii.Error, zipfile.BadZipFile):
+            return None
+        if module is None:
+            return None
+        call = cls(wrapper)
+        call.module = module
+        return call
+
+
+def recognise(in_data: bytes | None) -> Module | None:
+    """The module in `in_data`, or None when it is anything else."""
+    if not in_data:
+        return None
+    call = in_data if isinstance(in_data, ModuleCall) else ModuleCall.from_wrapper(in_data)
+    return call.module if call is not None else None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a string")
+    return value
+
+
+def _literal(text: bytes) -> object:
+    return ast.literal_eval(text.decode("utf-8"))
+
+
+def _is_wrapper(head: bytes) -> bool:
+    return head.startswith(b"#!") and b"\n_ANSIBALLZ_WRAPPER = True" in head[:4096]
+
+
+def _params(value: object) -> bytes:
+    """The parameters as JSON bytes, checked to be what a module expects."""
+    text = _text(value)
+    if not text.startswith('{"ANSIBLE_MODULE_ARGS": {') or not text.endswith("}}"):
+        raise ValueError("unknown parameters")
+    return text.encode()
+
+
+def _module(text: bytes, fqn: str, params: bytes, profile: str, rlimit: int, form: str, secrets: str) -> Module | None:
+    if not _FQN.fullmatch(fqn) or rlimit < 0:
+        return None
+    archive = _zip(text)
+    if len(archive.data) > _ZIP_MAX - 4096 or len(params) > _ZIP_MAX - 65536:
+        return None
+    return Module(archive.key(fqn), lambda: archive.data, fqn, params, profile, rlimit, form, secrets)
+
+
+def _parse_219(wrapper: bytes) -> Module | None:
+    """The form of core 2.19 and later: keyword arguments of one call, one per line, at the end of the program."""
+    at = wrapper.rfind(_MAIN_219)
+    if at < 0 or not wrapper.endswith(b",\n)\n") or not _is_wrapper(wrapper):
+        return None
+    values: dict[bytes, bytes] = {}
+    for line in wrapper[at + len(_MAIN_219) : -3].split(b"\n"):
+        name, equals, value = line.partition(b"=")
+        if not equals or not value.endswith(b",") or name in values:
+            return None
+        values[name] = value[:-1]
+    if not _KEYS_219 <= set(values) <= _KEYS_219 | _OPTIONAL_219:
+        return None
+    if values[b"extensions"] != b"{}" or not _DATE_219.fullmatch(values[b"date_time"]):
+        return None
+    text = values[b"zip_data"]
+    if len(text) < 2 or text[:1] != b"'" or text[-1:] != b"'":
+        return None
+    rlimit = _literal(values[b"rlimit_nofile"])
+    if not isinstance(rlimit, int) or isinstance(rlimit, bool):
+        return None
+    return _module(
+        text[1:-1],
+        _text(_literal(values[b"module_fqn"])),
+        _params(_literal(values[b"params"])),
+        _text(_literal(values[b"profile"])),
+        rlimit,
+        "219",
+        _secrets(values.get(b"secrets", b"frozenset()")),
+    )
+
+
+def _secrets(text: bytes) -> str:
+    if text == b"frozenset()":
+        return ""
+    if not text.startswith(b"frozenset({") or not text.endswith(b"})"):
+        raise ValueError("unknown secrets")
+    found = _literal(text[len(b"frozenset(") : -1])
+    if not isinstance(found, set):
+        raise ValueError("unknown secrets")
+    return json.dumps(sorted(_text(s) for s in found))
+
+
+def _once(pattern: re.Pattern[bytes], text: bytes) -> re.Match[bytes]:
+    found = list(pattern.finditer(text))
+    if len(found) != 1:
+        raise ValueError("not exactly one")
+    return found[0]
+
+
+def _parse_218(wrapper: bytes) -> Module | None:
+    """The form of core 2.18 and earlier: values written into a program text."""
+    if not wrapper.endswith(b"\nif __name__ == '__main__':\n    _ansiballz_main()\n") or not _is_wrapper(wrapper):
+        return None
+    archive = _once(_ZIP_218, wrapper)
+    code = wrapper[: archive.start()] + b"\n" + wrapper[archive.end() :]
+    params = _once(_PARAMS_218, code)
+    code = code[: params.start()] + b"\n" + code[params.end() :]
+    if any(word in code for word in _COVERAGE_218):
+        return None
+    run = _once(_RUN_218, code)
+    if run.group(1) != run.group(2):
+        return None
+    rlimit = _once(_RLIMIT_218, code).group(1) if b"\n    import resource\n" in code else b"0"
+    return _module(archive.group(1), run.group(1).decode(), _params(_literal(params.group(1))), "", int(rlimit), "218", "")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------------------------
+
+_ID = "@CHURTEN-ID@"
+_SHELLS = {"sh", "bash", "dash", "ash", "ksh"}
+_NAME = re.compile(r"[A-Za-z_]\w*")
+# Variables that act when the interpreter starts, which for a warm agent was long ago.
+_EARLY = ("PYTHON", "LD_", "MALLOC_", "GLIBC_")
+_UTF8 = re.compile(r"(C|POSIX|.*\.utf-?8(@\w+)?)?", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command that only starts an interpreter for a program on its stdin."""
+
+    interpreter: str
+    env: tuple[str, ...]  # K=V, unquoted, in order
+    become: str | None  # text before the become plugin's success command, without its random id; None without become
+    shell: str  # the innermost shell named
+
+
+def unwrap_command(cmd: str, become_id: str = "") -> Command | None:
+    """Take apart `/bin/sh -c '[K=V ...] <interpreter> [&& sleep 0]'`, plain or around a become command whose id is `become_id`.
+
+    None for every other shape, and for an environment that must be there when the interpreter starts.
+    """
+    if _ID in cmd:
+        return None
+    return _unwrap(cmd.replace(become_id, _ID) if become_id else cmd)
+
+
+@functools.lru_cache(maxsize=1024)
+def _unwrap(cmd: str) -> Command | None:
+    try:
+        inner, shell = _shell_command(cmd)
+        if inner.endswith(" && sleep 0"):
+            inner = inner[: -len(" && sleep 0")]
+        if _ID not in inner:
+            return _interpreter(inner, None, shell)
+        words = shlex.split(inner)
+        if len(words) < 4:
+            return None
+        last = f"{words[-3]} -c {shlex.quote(words[-1])}"
+        marker = f"echo BECOME-SUCCESS-{_ID} ; "
+        if not inner.endswith(" " + last) or not words[-1].startswith(marker):
+            return None
+        command, shell = _shell_command(last)
+        return _interpreter(command[len(marker) :], inner[: -len(last)].strip(), shell)
+    except ValueError:
+        return None
+
+
+def _shell_command(text: str) -> tuple[str, str]:
+    """The command inside `shell -c '...'`, and the shell; ValueError for any other shape."""
+    words = shlex.split(text)
+    if len(words) != 3 or words[1] != "-c" or words[0].rpartition("/")[2] not in _SHELLS:
+        raise ValueError("not a shell command")
+    if f"{words[0]} -c {shlex.quote(words[2])}" != text:
+        raise ValueError("quoted in another way")
+    return words[2], words[0]
+
+
+def _interpreter(text: str, become: str | None, shell: str) -> Command | None:
+    """`text` as environment and one word; what is not written as Ansible's shell plugins write it may mean something else to a shell."""
+    words = shlex.split(text)
+    env: list[tuple[str, str]] = []
+    while words:
+        name, equals, value = words[0].partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            break
+        env.append((name, value))
+        words.pop(0)
+    if len(words) != 1 or words[0].startswith("-"):
+        return None
+    if text != " ".join([f"{k}={shlex.quote(v)}" for k, v in env] + [shlex.quote(words[0])]):
+        return None
+    if any(_acts_at_start(k, v, words[0]) for k, v in env):
+        return None
+    return Command(words[0], tuple(f"{k}={v}" for k, v in env), become, shell)
+
+
+def _acts_at_start(name: str, value: str, interpreter: str) -> bool:
+    if name.startswith(_EARLY) or "\0" in value:
+        return True
+    if name == "PATH":
+        return "/" not in interpreter
+    if name == "LANG" or name == "LC_ALL" or name == "LC_CTYPE":
+        return not _UTF8.fullmatch(value)
+    return False
