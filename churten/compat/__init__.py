@@ -7,11 +7,14 @@ is refused with one clear sentence.
 from __future__ import annotations
 
 import functools
+import importlib
 import typing as t
 
 from ansible import release
 from ansible.errors import AnsibleError
 from ansible.utils.display import Display
+
+import churten
 
 if t.TYPE_CHECKING:
     from .base import Adapter
@@ -38,13 +41,16 @@ def adapter() -> Adapter:
     if not fitting:
         oldest = ".".join(map(str, min(LINES)))
         raise AnsibleError(
-            f"churten needs ansible-core {oldest} or newer for its strategies, not {release.__version__}; "
-            "use the built-in strategy with ansible_connection: churten.core.ssh instead."
+            f"churten's strategies need ansible-core {oldest} or newer, not {release.__version__}; "
+            "ansible_connection: churten.core.ssh with a built-in strategy works there."
         )
     if version > NEWEST:
         Display().warning(
             f"churten does not know ansible-core {release.__version__} yet and uses what it knows of {'.'.join(map(str, NEWEST))}; "
             "set strategy = free if something looks wrong."
         )
-    module = __import__(f"{__name__}.{fitting[-1]}", fromlist=["CoreAdapter"])
+    try:
+        module = importlib.import_module(f"{__name__}.{fitting[-1]}")
+    except (ImportError, AttributeError) as ex:
+        raise AnsibleError(f"churten {churten.__version__} does not fit ansible-core {release.__version__} ({ex}); a newer churten may.") from ex
     return t.cast("Adapter", module.CoreAdapter())

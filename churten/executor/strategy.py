@@ -103,9 +103,18 @@ class FiberStrategy:
     _hosts_cache: list[str]
     _hosts_cache_all: list[str]
 
+    # None: nothing is replaced, the built-in strategy runs as it is.
+    _hub: FiberHub | None = None
+
     def run(self, iterator: t.Any, play_context: t.Any) -> t.Any:
         """Run one play (or one serial batch) with the hub installed."""
-        self._adapter = adapter()
+        # Callbacks that treat the built-in strategy specially must see its name.
+        iterator._play.strategy = self.builtin_name
+        try:
+            self._adapter = adapter()
+        except AnsibleError as ex:
+            display.warning(f"{ex.message} The built-in strategy {self.builtin_name} runs this play.")
+            return super().run(iterator, play_context)  # type: ignore[misc]
         self._iterator = iterator
         slots = self._slot_limit()
         self._scheduler = _core.Scheduler(slots)
@@ -117,16 +126,15 @@ class FiberStrategy:
         self._remaining: tuple[t.Any, ...] | None = None
         self._log = WorkerLog()
         self._log.started(self._parallel_limit if self._parallel_limit is not None else slots)
-        # Callbacks that treat the built-in strategy specially must see its name.
-        iterator._play.strategy = self.builtin_name
         waiting.set_hub(self._hub)
         try:
             self._adapter.wake_on_rpc(self, self._hub.kick)
             with self._adapter.installed(self._hub, self._idle):
                 return super().run(iterator, play_context)  # type: ignore[misc]
         finally:
+            hub, self._hub = self._hub, None
             try:
-                self._hub.close()
+                hub.close()
             finally:
                 waiting.set_hub(None)
 
@@ -154,6 +162,9 @@ class FiberStrategy:
 
     def _queue_task(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> None:
         """Core's hook: start `task` on `host`; returns when it has a slot or waits for its throttle."""
+        if self._hub is None:
+            super()._queue_task(host, task, task_vars, play_context)  # type: ignore[misc]
+            return
         stamps.begin(host.name, task._uuid)
         stamps.mark(host.name, task._uuid, "eligible")
         self._blocked_hosts[host.name] = True
@@ -305,6 +316,9 @@ class FiberStrategy:
 
     def add_tqm_variables(self, vars: dict[str, t.Any], play: t.Any) -> None:
         """Core's own, computed anew only when a host failed, was lost or was added."""
+        if self._hub is None:
+            super().add_tqm_variables(vars, play)  # type: ignore[misc]
+            return
         failed, unreachable = self._tqm._failed_hosts, self._tqm._unreachable_hosts
         known = self._remaining
         if (
@@ -355,6 +369,8 @@ class FreeFiberStrategy(FiberStrategy):
 
     def get_hosts_left(self, iterator: t.Any) -> list[t.Any]:
         """Core's hook at the start of each pass: hosts that may start a task now, and those whose results the pass will handle."""
+        if self._hub is None:
+            return super().get_hosts_left(iterator)  # type: ignore[misc,no-any-return]
         base = self._tqm._unreachable_hosts
         if self._waiting is None:
             self._waiting = collections.deque(super().get_hosts_left(iterator))  # type: ignore[misc]
