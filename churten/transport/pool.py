@@ -184,6 +184,7 @@ class Pool:
         except runtime.RuntimeProblem as ex:
             raise PoolFailure("pool", "pool", str(ex), False) from ex
         self.generation += 1
+        waiting.set_pump(self)
         self._last_heard = time.monotonic()
         self._pinged = False
 
