@@ -3,41 +3,79 @@
 Switches (environment): CH_DEBUG=1 (-O0 -g3, asserts on), CH_SANITIZE=1 (ASan + UBSan).
 """
 
+import base64
+import csv
+import hashlib
+import io
 import os
 import shutil
 import subprocess
+import sysconfig
+import zipfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
+try:
+    from setuptools.command.editable_wheel import editable_wheel
+except ImportError:  # too old for `pip install -e`, good enough for `setup.py build_ext`
+    editable_wheel = None
+
+ROOT = Path(__file__).resolve().parent
 NEEDS = {"libssh": "libssh-dev", "jansson": "libjansson-dev", "zlib": "zlib1g-dev"}
-WARN = "-std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -fvisibility=hidden".split()
+WARN = [
+    "-std=gnu11",
+    "-D_GNU_SOURCE",
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wformat=2",
+    "-Wstrict-prototypes",
+    "-Wmissing-prototypes",
+    "-Wpointer-arith",
+    "-Wvla",
+    "-fvisibility=hidden",
+]
 # The pool's own sources and the base parts it shares with the extension, which has everything but POOL_ONLY.
 POOL_ONLY = {"pool_main.c", "ssh.c", "knownhosts.c", "sshproc.c", "link.c", "agentlink.c", "loop.c", "log.c", "map.c"}
 POOL_ONLY |= {p.name for p in (ROOT / "csrc").glob("pool*.c")}
 SHARED = {"err.c", "buf.c", "wire.c", "zip.c"}
 
+SANITIZE = ["-fsanitize=address,undefined"] if os.environ.get("CH_SANITIZE") else []
+PLAIN = not (SANITIZE or os.environ.get("CH_DEBUG"))
+HARDEN_COMPILE = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong"] if PLAIN else []
+HARDEN_LINK = ["-Wl,-z,relro,-z,now"] if PLAIN else []
+
+
+def need(condition, missing, package):
+    """One clear sentence instead of a compiler's page of errors."""
+    if not condition:
+        raise SystemExit(f"churten: {missing} was not found; apt-get install {package}")
+
+
+def check_machine(compiler):
+    """What pip cannot install: a C compiler, Python's headers and the libraries."""
+    command = (os.environ.get("CC") or compiler or "cc").split()[0]
+    need(shutil.which(command), f"the C compiler {command}", "build-essential")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    need(header.exists(), f"Python.h of this Python ({header})", "python3-dev")
+    need(shutil.which("pkg-config"), "the program pkg-config", "pkg-config")
+    for name, package in NEEDS.items():
+        known = subprocess.run(["pkg-config", "--exists", name], check=False).returncode == 0
+        need(known, f"the C library {name} (asked pkg-config)", package)
+
 
 def pkg_config(what):
-    if shutil.which("pkg-config") is None:
-        raise SystemExit("churten: pkg-config is not installed; apt-get install pkg-config")
-    words = []
-    for name, package in NEEDS.items():
-        done = subprocess.run(["pkg-config", what, name], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"churten: the C library {name} was not found by pkg-config; apt-get install {package}")
-        words += done.stdout.split()
-    return words
+    return subprocess.run(["pkg-config", what, *NEEDS], check=True, capture_output=True, text=True).stdout.split()
 
 
 def flags():
-    out = list(WARN)
+    out = list(WARN) + HARDEN_COMPILE + SANITIZE
     if os.environ.get("CH_DEBUG"):
         out += ["-O0", "-g3", "-UNDEBUG"]
-    if os.environ.get("CH_SANITIZE"):
-        out += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+    if SANITIZE:
+        out += ["-fno-omit-frame-pointer", "-g"]
     return out
 
 
@@ -45,36 +83,88 @@ class BuildExt(build_ext):
     """Also links churten-pool, the broker executable, beside the extension."""
 
     def run(self):
+        check_machine(sysconfig.get_config_var("CC"))
+        for extension in self.extensions:
+            extension.extra_compile_args = flags() + pkg_config("--cflags")
+            extension.extra_link_args = HARDEN_LINK + SANITIZE + pkg_config("--libs")
         super().run()
+        if Path("csrc/pool_main.c").exists():
+            self.build_pool(Path("churten") if self.inplace else Path(self.build_lib) / "churten")
+
+    def build_pool(self, where):
         sources = sorted(str(p) for p in Path("csrc").glob("*.c") if p.name in POOL_ONLY | SHARED)
-        if not Path("csrc/pool_main.c").exists():
+        target = where / "churten-pool"
+        newest = max(p.stat().st_mtime for p in [*Path("csrc").iterdir(), Path("setup.py")])
+        if target.exists() and target.stat().st_mtime > newest and not self.force:
             return
-        where = Path("churten") if self.inplace else Path(self.build_lib) / "churten"
         where.mkdir(parents=True, exist_ok=True)
         objects = self.compiler.compile(
             sources, output_dir=str(Path(self.build_temp) / "pool"), extra_postargs=flags() + pkg_config("--cflags")
         )
-        extra = ["-fsanitize=address,undefined"] if os.environ.get("CH_SANITIZE") else []
-        self.compiler.link_executable(objects, str(where / "churten-pool"), extra_postargs=extra + pkg_config("--libs"))
+        self.compiler.link_executable(
+            objects, str(target), extra_postargs=HARDEN_LINK + SANITIZE + pkg_config("--libs")
+        )
+        target.chmod(0o755)
 
 
-sources = [str(p) for p in sorted(Path("csrc").glob("*.c")) if p.name not in POOL_ONLY]
-san = ["-fsanitize=address,undefined"] if os.environ.get("CH_SANITIZE") else []
+def add_to_wheel(wheel, name, text):
+    """Puts one more file into a wheel and into its RECORD."""
+    with zipfile.ZipFile(wheel) as old:
+        members = {info.filename: (info, old.read(info)) for info in old.infolist()}
+    record = next(path for path in members if path.endswith(".dist-info/RECORD"))
+    digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow([name, f"sha256={digest}", len(text.encode())])
+    info, lines = members.pop(record)
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry, data in members.values():
+            new.writestr(entry, data)
+        new.writestr(name, text)
+        new.writestr(info, row.getvalue() + lines.decode())
+
+
+commands = {"build_ext": BuildExt}
+if editable_wheel is not None:
+
+    class EditableWheel(editable_wheel):
+        """`pip install -e .`: ansible-core looks for collections in the directories of sys.path, import hooks do not count.
+
+        Therefore build/editable holds the collection (a link to plugins/), and a .pth file puts that directory on sys.path.
+        """
+
+        def run(self):
+            distribution = self.distribution
+            distribution.packages = [name for name in distribution.packages if name.split(".")[0] == "churten"]
+            distribution.package_dir = {}
+            collection = ROOT / "build" / "editable" / "ansible_collections" / "churten" / "core"
+            collection.mkdir(parents=True, exist_ok=True)
+            link = collection / "plugins"
+            if not link.is_symlink():
+                link.symlink_to(ROOT / "plugins")
+            super().run()
+            wheel = max(Path(self.dist_dir).glob("churten-*.whl"), key=lambda path: path.stat().st_mtime)
+            add_to_wheel(wheel, "churten-collection.pth", f"{ROOT / 'build' / 'editable'}\n")
+
+    commands["editable_wheel"] = EditableWheel
+
 collection = {
     "ansible_collections.churten.core.plugins" + ("." + d.name if d else ""): "plugins" + ("/" + d.name if d else "")
-    for d in [None] + sorted(p for p in Path("plugins").glob("*") if p.is_dir())
+    for d in [None, *sorted(p for p in Path("plugins").glob("*") if p.is_dir() and p.name != "__pycache__")]
 }
 setup(
-    packages=["churten"] + ["churten." + p.parent.name for p in sorted(Path("churten").glob("*/__init__.py"))] + list(collection),
+    packages=[
+        "churten",
+        *("churten." + p.parent.name for p in sorted(Path("churten").glob("*/__init__.py"))),
+        *collection,
+    ],
     package_dir=collection,
-    package_data={"churten": ["churten-pool", "*.pyi", "py.typed"]},
+    package_data={"churten": ["*.pyi", "py.typed"]},
     ext_modules=[
         Extension(
             "churten._core",
-            sources,
-            extra_compile_args=flags() + pkg_config("--cflags"),
-            extra_link_args=san + pkg_config("--libs"),
+            [str(p) for p in sorted(Path("csrc").glob("*.c")) if p.name not in POOL_ONLY],
+            depends=["setup.py", *(str(p) for p in sorted(Path("csrc").glob("*.h")))],
         )
     ],
-    cmdclass={"build_ext": BuildExt},
+    cmdclass=commands,
 )

@@ -77,7 +77,8 @@ def ansible(lab, *words):
 
 def test_ssh_reaches_every_host_with_host_key_checking(lab):
     for host in lab.hosts:
-        done = ssh(lab, host, 'echo "$SSH_CONNECTION $CHURTEN_LAB"; id -un', options=["-o", "StrictHostKeyChecking=yes"])
+        command = 'echo "$SSH_CONNECTION $CHURTEN_LAB"; id -un'
+        done = ssh(lab, host, command, options=["-o", "StrictHostKeyChecking=yes"])
         assert done.returncode == 0, done.stderr
         assert done.stdout.split()[2:] == [host.address, str(host.port), lab.id, lab.account]
         assert done.stderr == ""

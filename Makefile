@@ -1,0 +1,52 @@
+# churten: `make demo` shows it, `make test` proves it. Every verb makes what it needs first.
+PYTHON ?= python3
+BIN = .venv/bin
+PYTEST = $(BIN)/python -m pytest -q -p no:cacheprovider
+HOSTS ?= 10
+REPEAT ?= 3
+SCENARIO ?= cmd20x20
+SECONDS ?= 60
+CORE ?= ansible-core
+export PYTHON
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
+dev: $(BIN)/.built  ## packages, .venv, churten editable, test tools
+demo: dev  ## a role-based play over $(HOSTS) hosts: stock, then churten
+	$(BIN)/python examples/demo/run.py --hosts $(HOSTS)
+test: unit native plugins differential lint  ## everything below that proves something
+unit: dev  ## the C core, part by part
+	$(MAKE) -C tests/unit test
+native: dev  ## C types, agent, lab and installation from Python
+	$(PYTEST) tests/native
+plugins: dev  ## the plugins inside Ansible, over lab hosts
+	$(PYTEST) tests/plugins
+differential: dev  ## the same plays under stock and churten: no difference allowed
+	$(PYTEST) tests/differential
+lint: dev  ## ruff, mypy, layers, exports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) tests/lint
+bench: dev  ## SCENARIO=cmd20x20 REPEAT=3: stock, Mitogen and churten in turn
+	$(BIN)/python benchmarks/run.py --scenario $(SCENARIO) --repeat $(REPEAT)
+asan: dev  ## unit and native tests under ASan and UBSan
+	$(MAKE) -C tests/unit test CH_SANITIZE=1
+	CH_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    PYTHONPATH=build/asan/lib $(PYTEST) tests/native
+fuzz: dev  ## the wire decoder for SECONDS=60
+	$(MAKE) -C tests/fuzz run SECONDS=$(SECONDS)
+clean:  ## everything that was built
+	rm -rf build dist .venv *.egg-info churten/*.so churten/churten-pool tests/unit/bin tests/fuzz/bin
+
+$(BIN)/.tools: .ci/packages
+	.ci/packages
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip setuptools wheel
+	$(BIN)/pip install -q --upgrade $(CORE) greenlet mitogen pytest ruff mypy types-PyYAML
+	touch $@
+$(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
+	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+.PHONY: help dev demo test unit native plugins differential lint bench asan fuzz clean
