@@ -1,0 +1,94 @@
+"""Layers of the Python side, and what must not stand in any file."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Written so that no pattern matches its own text.
+PRIVATE = {
+    "a path of one machine": r"/roo[t]/|/home/(?!\{)\w+/|/tmp/w[t]\b|/tmp/[v]/|(?<![\w.}])/wor[k]/|\.pyen[v]|/opt/(?:pyp[i]|wheel[s])",
+    "a package registry": r"pypi\.or[g]|pythonhosted\.or[g]|npmjs\.or[g]|golang\.or[g]|deb\.debian\.or[g]|index-ur[l]\s*=",
+    "a private key": r"BEGIN [A-Z ]*PRIVATE KE[Y]-----\s*\n[A-Za-z0-9+/]{40}",
+}
+
+
+def python_files(files, *folders):
+    return [p for p in files if p.suffix == ".py" and any(p.is_relative_to(ROOT / folder) for folder in folders)]
+
+
+def imports(tree):
+    """(line, module, imported name or None) of every import in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.lineno, node.module or "", alias.name) for alias in node.names)
+
+
+def private(module, name):
+    parts = [*module.split("."), *([name] if name else [])]
+    return parts[0] == "ansible" and any(part.startswith("_") and not part.startswith("__") for part in parts)
+
+
+def test_the_checks_see_what_they_should():
+    text = "from ansible._internal import a\nfrom ansible.b import _c\nimport ansible.x._y\nfrom ansible import __version__\n"
+    found = [line for line, module, name in imports(ast.parse(text)) if private(module, name)]
+    assert found == [1, 2, 3]
+    assert re.search(PRIVATE["a path of one machine"], "see " + "/root" + "/x")
+    assert re.search(PRIVATE["a package registry"], "https://pypi." + "org/simple")
+
+
+def test_private_names_of_ansible_core_live_in_compat(files):
+    wrong = []
+    for path in python_files(files, "churten", "plugins", "benchmarks", "examples"):
+        if path.is_relative_to(ROOT / "churten" / "compat"):
+            continue
+        for line, module, name in imports(ast.parse(path.read_text())):
+            if private(module, name):
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {module} {name or ''}")
+    assert wrong == []
+
+
+def test_plugin_files_are_doors(files):
+    wrong = []
+    for path in python_files(files, "plugins"):
+        tree = ast.parse(path.read_text())
+        wrong += [f"{path}:{n}: imports {m}" for n, m, _ in imports(tree) if m.startswith("ansible_collections")]
+        body = [node for node in tree.body if not isinstance(node, (ast.Assign, ast.Expr))]
+        used = {number for node in body for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+        lines = [text for number, text in enumerate(path.read_text().splitlines(), 1) if number in used and text.strip()]
+        if len(lines) > 60:
+            wrong.append(f"{path.relative_to(ROOT)}: {len(lines)} lines of code, more than a door needs")
+    assert wrong == []
+
+
+def test_collection_has_no_init_above_plugins(files):
+    assert [p for p in files if p.name == "__init__.py" and "ansible_collections" in p.parts] == []
+
+
+def test_the_agent_runs_on_old_targets(files):
+    for path in (p for p in files if p == ROOT / "churten" / "agent.py"):
+        tree = ast.parse(path.read_text(), feature_version=(3, 6))
+        wrong = [m for _, m, _ in imports(tree) if m.split(".")[0] not in {*sys.stdlib_module_names, "ansible", "imp"}]
+        assert wrong == [], "the agent has only the standard library (and what the payload brings)"
+
+
+def test_no_private_text(files):
+    wrong = []
+    for path in files:
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        for what, pattern in PRIVATE.items():
+            for match in re.finditer(pattern, text):
+                number = text.count("\n", 0, match.start()) + 1
+                wrong.append(f"{path.relative_to(ROOT)}:{number}: {what}: {match[0]}")
+    assert wrong == []
+
+
+def test_executables_are_marked(files):
+    wrong = [str(p.relative_to(ROOT)) for p in files if p.read_bytes()[:2] == b"#!" and not p.stat().st_mode & 0o100]
+    assert wrong == []
