@@ -7,9 +7,14 @@ filesystem lines of concurrent runs never mix. The first thing that goes wrong i
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import typing as t
+
+from .model import Result
+
+VERSION = 1
 
 
 class Refused(OSError):
@@ -80,3 +85,79 @@ class LineFile:
         if self._fd is not None and os.getpid() == self._pid:
             os.close(self._fd)
         self._fd = None
+
+
+class TimingLog:
+    """The timing log of one run (docs/timing-log.md): a `run` line, one `result` line per host and task, an `end` line."""
+
+    def __init__(self, path: str, warn: t.Callable[[str], object], run: str) -> None:
+        self._file = LineFile(path, warn)
+        self._run = run
+
+    def run(self, facts: dict[str, object]) -> None:
+        """The run begins; `facts` names the playbook and the versions."""
+        self._write("run", facts)
+
+    def result(self, result: Result) -> None:
+        """One task ended on one host."""
+        self._write("result", {name: _rounded(getattr(result, name)) for name in _RESULT_FIELDS})
+
+    def end(self, seconds: float, results: int) -> None:
+        """The run ended after `seconds`."""
+        self._write("end", {"seconds": _rounded(seconds), "results": results})
+        self._file.close()
+
+    def _write(self, event: str, body: dict[str, object]) -> None:
+        self._file.write(json.dumps({"v": VERSION, "ev": event, "run": self._run} | body, separators=(",", ":")))
+
+
+def _rounded(value: object) -> object:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def read(line: str) -> tuple[str, str, dict[str, object]]:
+    """Event, run and body of one line. ValueError if it is not a line of this version. Unknown keys are ignored, unknown events returned."""
+    body = json.loads(line)
+    if not isinstance(body, dict) or body.pop("v", None) != VERSION:
+        raise ValueError(f"not a line of version {VERSION}")
+    event, run = body.pop("ev", None), body.pop("run", None)
+    if not isinstance(event, str) or not isinstance(run, str):
+        raise ValueError("no event or no run")
+    return event, run, body
+
+
+def read_result(body: dict[str, object]) -> Result:
+    """The result of a `result` line's body. ValueError if a field is missing or of another type."""
+    for name, types in _RESULT_FIELDS.items():
+        value = body.get(name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"field {name!r}")
+        if isinstance(value, float) and not -1e12 < value < 1e12:
+            raise ValueError(f"field {name!r}")
+    return Result(**{name: body.get(name) for name in _RESULT_FIELDS})  # type: ignore[arg-type]
+
+
+_TEXT: tuple[type, ...] = (str,)
+_SECONDS: tuple[type, ...] = (int, float)
+_NONE = type(None)
+_RESULT_FIELDS: dict[str, tuple[type, ...]] = {
+    "play": _TEXT,
+    "play_uuid": _TEXT,
+    "task": _TEXT,
+    "uuid": _TEXT,
+    "action": _TEXT,
+    "role": (str, _NONE),
+    "path": (str, _NONE),
+    "host": _TEXT,
+    "status": _TEXT,
+    "items": (int, _NONE),
+    "started": _TEXT,
+    "at": _SECONDS,
+    "seconds": _SECONDS,
+    "queue": (*_SECONDS, _NONE),
+    "connect": (*_SECONDS, _NONE),
+    "remote": (*_SECONDS, _NONE),
+    "controller": (*_SECONDS, _NONE),
+    "engine": (str, _NONE),
+    "worker": (int, _NONE),
+}

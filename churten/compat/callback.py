@@ -1,0 +1,31 @@
+"""What the timings callback needs of core's objects, under every supported core line."""
+
+from __future__ import annotations
+
+import typing as t
+
+
+def host_name(result: t.Any) -> str:
+    """The inventory host a result belongs to (not the one it was delegated to)."""
+    return str((result.host if hasattr(type(result), "host") else result._host).name)
+
+
+def task(result: t.Any) -> t.Any:
+    """The task of a result."""
+    return result.task if hasattr(type(result), "task") else result._task
+
+
+def uuid(thing: t.Any) -> str:
+    """The identity of a task or play: equal for all hosts, different for equal names."""
+    return str(thing._uuid)
+
+
+def role_name(of: t.Any) -> str | None:
+    """The role a task came from."""
+    role = of._role
+    return str(role.get_name()) if role is not None else None
+
+
+def playbook_name(playbook: t.Any) -> str:
+    """The playbook's file as given on the command line."""
+    return str(playbook._file_name)

@@ -1,0 +1,117 @@
+"""Timings of one run: results go in, figures per task and per play come out. Shared by the callback and by `churten timings report`.
+
+Time is counted per host and task, from the moment the task got a slot to the moment its result was handled. So the sum of a task is host-seconds (under a
+parallel strategy it exceeds the wall time), and its span is wall time from the first start to the last end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+PHASES = ("queue", "connect", "remote", "controller")
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Result:
+    """One task on one host. Times in seconds; `at` counts from the start of the run on the monotonic clock. None is unknown."""
+
+    play: str
+    play_uuid: str
+    task: str
+    uuid: str
+    action: str
+    role: str | None
+    path: str | None
+    host: str
+    status: str  # ok changed skipped failed ignored unreachable
+    items: int | None  # of a loop
+    started: str  # wall clock, UTC
+    at: float
+    seconds: float
+    queue: float | None = None  # ready, but no slot free; before `at`
+    connect: float | None = None
+    remote: float | None = None
+    controller: float | None = None  # the rest of `seconds`
+    engine: str | None = None
+    worker: int | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Figures:
+    """What is shown of a task or of a play."""
+
+    name: str
+    path: str | None = None
+    count: int = 0
+    sum_s: float = 0.0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    max_s: float = -1.0
+    max_host: str = ""
+    hosts: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def span_s(self) -> float:
+        """Wall time from the first start to the last end."""
+        return self.last_s - self.first_s
+
+    def add(self, result: Result) -> None:
+        """Count one result."""
+        end = result.at + result.seconds
+        self.first_s = min(self.first_s, result.at) if self.count else result.at
+        self.last_s = max(self.last_s, end) if self.count else end
+        self.count += 1
+        self.hosts.add(result.host)
+        self.sum_s += result.seconds
+        if result.seconds > self.max_s:
+            self.max_s = result.seconds
+            self.max_host = result.host
+
+
+class Model:
+    """The figures of one run.
+
+    A task is a uuid. Under free, though, core includes a file once per host, and each time its tasks get new uuids: tasks of the same name and place
+    share a row as long as no host would be in it under two uuids. So an include in a loop keeps a row per item.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Figures] = []  # of tasks, in the order they first ended
+        self.plays: dict[str, Figures] = {}
+        self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.phased_s = 0.0  # seconds of the results whose phases are known
+        self.total_s: float | None = None  # wall time of the run, once it ended
+        self._by_uuid: dict[str, Figures] = {}
+        self._by_place: dict[tuple[str, str, str], list[Figures]] = {}
+
+    def add(self, result: Result) -> None:
+        """Count one result for its task, its play and the run."""
+        task = self._by_uuid.get(result.uuid)
+        if task is None:
+            task = self._by_uuid[result.uuid] = self._row(result)
+        task.add(result)
+        play = self.plays.get(result.play_uuid)
+        if play is None:
+            play = self.plays[result.play_uuid] = Figures(result.play)
+        play.add(result)
+        if result.controller is not None:
+            self.phased_s += result.seconds
+            for name in PHASES:
+                self.phases[name] += getattr(result, name) or 0.0
+
+    def _row(self, result: Result) -> Figures:
+        place = self._by_place.setdefault((result.play_uuid, result.path, result.task), []) if result.path else []
+        for row in place:
+            if result.host not in row.hosts:
+                return row
+        row = Figures(result.task, result.path)
+        place.append(row)
+        self.rows.append(row)
+        return row
+
+    @property
+    def wall_s(self) -> float:
+        """Wall time of the run; until it ended, that of its last result."""
+        if self.total_s is not None:
+            return self.total_s
+        return max((play.last_s for play in self.plays.values()), default=0.0)

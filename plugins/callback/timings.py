@@ -1,0 +1,122 @@
+# Copyright (c) churten contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The door to churten.timings."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+    name: timings
+    type: aggregate
+    short_description: Where the time of a play goes, right under every strategy.
+    version_added: "0.1.0"
+    author: churten contributors
+    description:
+        - Prints a recap like P(ansible.posix.profile_tasks#callback), but measured per host, so that it is right under V(free) and V(host_pinned) too.
+        - For each task it shows the number of results, the sum over hosts, the span from first start to last end, and the slowest host.
+        - Writes a log with one JSON line per host and task, if told where. The log holds names and times, never arguments or output.
+    requirements:
+        - enabling it with C(callbacks_enabled = churten.core.timings)
+    options:
+      sort_order:
+        description: Order of the tasks in the recap, by their sum. V(none) is the order in which they ended first.
+        choices: [descending, ascending, none]
+        default: descending
+        ini: [{section: churten, key: timings_sort_order}]
+        env: [{name: CHURTEN_TIMINGS_SORT_ORDER}]
+      task_output_limit:
+        description: How many tasks the recap shows, or V(all).
+        default: 20
+        ini: [{section: churten, key: timings_task_output_limit}]
+        env: [{name: CHURTEN_TIMINGS_TASK_OUTPUT_LIMIT}]
+      min_seconds:
+        description: Tasks with a smaller sum are left out of the recap.
+        type: float
+        default: 0
+        ini: [{section: churten, key: timings_min_seconds}]
+        env: [{name: CHURTEN_TIMINGS_MIN_SECONDS}]
+      show_recap:
+        description: Whether to print the recap. Switch it off when the standard output must stay machine-readable.
+        type: bool
+        default: true
+        ini: [{section: churten, key: timings_recap}]
+        env: [{name: CHURTEN_TIMINGS_RECAP}]
+      log_path:
+        description:
+          - File to append JSON lines to, for example V(/tmp/ansible-timings.log). Unset is no log.
+          - It is created with mode 0600. A link, a special file, a file of somebody else or one with several names is refused with a warning.
+        type: str
+        ini: [{section: churten, key: timings_log}]
+        env: [{name: CHURTEN_TIMINGS_LOG}]
+      worker_log:
+        description: File to append the worker log to (which worker runs what, how many are active), with the same care. Unset is no file.
+        type: str
+        ini: [{section: churten, key: worker_log}]
+        env: [{name: CHURTEN_WORKER_LOG}]
+"""
+
+from ansible import constants as C
+from ansible.errors import AnsibleError
+from ansible.plugins.callback import CallbackBase
+from ansible.release import __version__ as core_version
+
+
+class CallbackModule(CallbackBase):
+    """Translates events for churten.timings.record.Recorder."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "aggregate"
+    CALLBACK_NAME = "churten.core.timings"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def set_options(self, task_keys=None, var_options=None, direct=None):
+        super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
+        try:
+            from churten.timings import recap, record, workers
+        except ImportError as ex:
+            raise AnsibleError(f"churten.core.timings needs the Python package churten in this interpreter (pip install churten): {ex}") from ex
+        limit = str(self.get_option("task_output_limit"))
+        if limit != "all" and not limit.isdigit():
+            raise AnsibleError(f"churten.core.timings: task_output_limit must be a number or 'all', not {limit!r}")
+        self._look = recap.Look(
+            sort_order=str(self.get_option("sort_order") or "none"),
+            limit=None if limit == "all" else int(limit),
+            min_seconds=self.get_option("min_seconds"),
+            paths=self._display.verbosity >= 2,
+        )
+        self._lines = recap.lines
+        workers.configure(self.get_option("worker_log"))
+        self._recorder = record.Recorder(self.get_option("log_path"), self._display.warning)
+
+    def v2_playbook_on_start(self, playbook):
+        self._recorder.playbook(playbook, core_version, C.DEFAULT_FORKS)
+
+    def v2_playbook_on_play_start(self, play):
+        self._recorder.play(play)
+
+    def v2_runner_on_start(self, host, task):
+        self._recorder.start(host, task)
+
+    def v2_runner_item_on_ok(self, result):
+        self._recorder.item(result)
+
+    v2_runner_item_on_failed = v2_runner_item_on_skipped = v2_runner_item_on_ok
+
+    def v2_runner_on_ok(self, result):
+        self._recorder.done(result, "changed" if result.is_changed() else "ok")
+
+    def v2_runner_on_skipped(self, result):
+        self._recorder.done(result, "skipped")
+
+    def v2_runner_on_failed(self, result, ignore_errors=False):
+        self._recorder.done(result, "ignored" if ignore_errors else "failed")
+
+    def v2_runner_on_unreachable(self, result):
+        self._recorder.done(result, "unreachable")
+
+    def v2_playbook_on_stats(self, stats):
+        self._recorder.finish()
+        if self.get_option("show_recap") and self._recorder.model.rows:
+            self._look.columns = self._display.columns
+            self._display.banner("TASKS RECAP")
+            for line in self._lines(self._recorder.model, self._look):
+                self._display.display(line)
