@@ -158,7 +158,7 @@ setup(
         *collection,
     ],
     package_dir=collection,
-    package_data={"churten": ["*.pyi", "py.typed"]},
+    package_data={"churten.timings": ["schema/*.json"], "churten": ["*.pyi", "py.typed"]},
     ext_modules=[
         Extension(
             "churten._core",

@@ -45,7 +45,9 @@ def open_store(plugin: t.Any, wrapped: bool, warn: t.Callable[[str], object]) ->
 class Store:
     """Get and set by host name. One per plugin instance and process; forks go on with what they inherited."""
 
-    def __init__(self, plugin: t.Any, form: compat.Form, interposed: bool, require_dict: bool, warn: t.Callable[[str], object]) -> None:
+    def __init__(
+        self, plugin: t.Any, form: compat.Form, interposed: bool, require_dict: bool, warn: t.Callable[[str], object]
+    ) -> None:
         from . import _core
 
         self._core = _core
@@ -90,7 +92,10 @@ class Store:
             self._core.facts_write(self._path(key), data, MODE)
         except (_Miss, OSError, ValueError) as ex:
             reason = os.strerror(ex.errno) if isinstance(ex, OSError) and ex.errno else str(ex)
-            self._warn_once("write " + reason, f"fact cache: {self._shown(key)} was not written, the old file stays as it was: {reason}")
+            self._warn_once(
+                "write " + reason,
+                f"fact cache: {self._shown(key)} was not written, the old file stays as it was: {reason}",
+            )
 
     def contains(self, key: str) -> bool:
         """Whether `get` would return a value."""
@@ -130,7 +135,11 @@ class Store:
 
     def _names(self) -> list[str]:
         prefix = self._plugin.get_option("_prefix") or ""
-        return [name[len(prefix) :] for name in os.listdir(compat.directory(self._plugin)) if name.startswith(prefix) and not name.startswith(".")]
+        return [
+            name[len(prefix) :]
+            for name in os.listdir(compat.directory(self._plugin))
+            if name.startswith(prefix) and not name.startswith(".")
+        ]
 
     def _too_old(self, name: str) -> bool:
         timeout = compat.timeout_s(self._plugin)

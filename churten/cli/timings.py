@@ -17,10 +17,24 @@ def add_parser(subparsers: t.Any) -> None:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     report = verbs.add_parser("report", help="print the recap of a run again")
     report.add_argument("log", metavar="LOG", help="timing log, or - for the standard input")
-    report.add_argument("--run", dest="run_id", metavar="ID", help="the run to show: the beginning of its id, or 'all' (default: the last one in the log)")
-    report.add_argument("--sort", choices=("descending", "ascending", "none"), default="descending", help="order of the tasks by sum (default: descending)")
-    report.add_argument("--limit", type=_limit, default=20, metavar="N", help="how many tasks to show, or 'all' (default: 20)")
-    report.add_argument("--min-seconds", type=float, default=0.0, metavar="S", help="leave out tasks with a smaller sum")
+    report.add_argument(
+        "--run",
+        dest="run_id",
+        metavar="ID",
+        help="the run to show: the beginning of its id, or 'all' (default: the last one in the log)",
+    )
+    report.add_argument(
+        "--sort",
+        choices=("descending", "ascending", "none"),
+        default="descending",
+        help="order of the tasks by sum (default: descending)",
+    )
+    report.add_argument(
+        "--limit", type=_limit, default=20, metavar="N", help="how many tasks to show, or 'all' (default: 20)"
+    )
+    report.add_argument(
+        "--min-seconds", type=float, default=0.0, metavar="S", help="leave out tasks with a smaller sum"
+    )
     report.add_argument("--paths", action="store_true", help="also print where each task is defined")
     report.set_defaults(run=_report)
 
@@ -54,7 +68,9 @@ class Runs:
         if event == "result":
             model.add(log.read_result(body))
         elif event == "run":
-            self.names.setdefault(run, f"{body.get('playbook')}, started {body.get('started')}, ansible-core {body.get('ansible')}")
+            self.names.setdefault(
+                run, f"{body.get('playbook')}, started {body.get('started')}, ansible-core {body.get('ansible')}"
+            )
         elif event == "end":
             seconds = body.get("seconds")
             if not isinstance(seconds, (int, float)) or isinstance(seconds, bool):
@@ -85,7 +101,10 @@ def _report(arguments: argparse.Namespace) -> int:
     for run in ids if chosen is not None else ids[-1:]:
         model = runs.models[run]
         print(recap.title(columns))
-        print(f"run {run}: {runs.names.get(run, 'its first line is missing')}" + ("" if model.total_s is not None else " (did not end)"))
+        print(
+            f"run {run}: {runs.names.get(run, 'its first line is missing')}"
+            + ("" if model.total_s is not None else " (did not end)")
+        )
         for line in recap.lines(model, look, with_date=False):
             print(line)
     return 0

@@ -76,7 +76,9 @@ def _form_218() -> Form:
 
     texts = (AnsibleUnsafeText, AnsibleUnicode)
     hook_keys = ("__ansible_vault", "__ansible_unsafe")
-    return Form("", "indent", texts, texts, None, hook_keys, AnsibleJSONDecoder().object_hook, encode, decode, keeps_object=True)
+    return Form(
+        "", "indent", texts, texts, None, hook_keys, AnsibleJSONDecoder().object_hook, encode, decode, keeps_object=True
+    )
 
 
 def _form_219() -> Form:

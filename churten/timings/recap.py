@@ -1,10 +1,10 @@
 """The recap: profile_tasks' look, with figures that are right when hosts run independently.
 
-    TASKS RECAP *******************************************************************
-    Saturday 21 November 2026  10:11:12 +0000                    0:00:05.880 ******
-    ===============================================================================
-    task                               count        sum       span        max  host
-    nginx : install package ------------- 20     12.31s      3.20s      1.02s  web-07
+TASKS RECAP *******************************************************************
+Saturday 21 November 2026  10:11:12 +0000                    0:00:05.880 ******
+===============================================================================
+task                               count        sum       span        max  host
+nginx : install package ------------- 20     12.31s      3.20s      1.02s  web-07
 """
 
 from __future__ import annotations

@@ -36,7 +36,15 @@ class Recorder:
         """A playbook begins; the run is the first one of the command."""
         if self._log is not None:
             name = PurePath(compat.playbook_name(playbook)).name
-            self._log.run({"started": _utc(time.time()), "playbook": name, "ansible": core_version, "churten": churten.__version__, "forks": forks})
+            self._log.run(
+                {
+                    "started": _utc(time.time()),
+                    "playbook": name,
+                    "ansible": core_version,
+                    "churten": churten.__version__,
+                    "forks": forks,
+                }
+            )
 
     def play(self, play: t.Any) -> None:
         """A play, or the next batch of one, begins."""

@@ -14,7 +14,18 @@ import contextvars
 import dataclasses
 import time
 
-NAMES = ("eligible", "slot", "start", "connect_begin", "connect_end", "sent", "remote_begin", "remote_end", "received", "processed")
+NAMES = (
+    "eligible",
+    "slot",
+    "start",
+    "connect_begin",
+    "connect_end",
+    "sent",
+    "remote_begin",
+    "remote_end",
+    "received",
+    "processed",
+)
 
 
 @dataclasses.dataclass(slots=True)

@@ -78,7 +78,9 @@ class WorkerLog:
     def end(self, worker: int, task: str, host: str, active: int, seconds: float, status: str) -> None:
         """The task of slot `worker` ended after `seconds`; `active` slots are still busy."""
         if self.on:
-            self._say(f"Worker {worker} completed {task} for {host} after {seconds:.2f}s {status} (active: {active}/{max(self._limit, 1)})")
+            self._say(
+                f"Worker {worker} completed {task} for {host} after {seconds:.2f}s {status} (active: {active}/{max(self._limit, 1)})"
+            )
 
     def close(self) -> None:
         """Close the file; a later line opens it again."""

@@ -67,7 +67,9 @@ class CacheModule(BaseFileCacheModule):
         try:
             from churten.facts import open_store
         except ImportError as ex:
-            raise AnsibleError(f"churten.core.jsonfile needs the Python package churten in this interpreter (pip install churten): {ex}") from ex
+            raise AnsibleError(
+                f"churten.core.jsonfile needs the Python package churten in this interpreter (pip install churten): {ex}"
+            ) from ex
         self._store = open_store(self, wrapped=bool(kwargs), warn=Display().warning)
 
     @property

@@ -73,7 +73,9 @@ class CallbackModule(CallbackBase):
         try:
             from churten.timings import recap, record, workers
         except ImportError as ex:
-            raise AnsibleError(f"churten.core.timings needs the Python package churten in this interpreter (pip install churten): {ex}") from ex
+            raise AnsibleError(
+                f"churten.core.timings needs the Python package churten in this interpreter (pip install churten): {ex}"
+            ) from ex
         limit = str(self.get_option("task_output_limit"))
         if limit != "all" and not limit.isdigit():
             raise AnsibleError(f"churten.core.timings: task_output_limit must be a number or 'all', not {limit!r}")
