@@ -17,7 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from ansible import constants as C
 from ansible import context
 from ansible.plugins import loader as plugin_loader
-from ansible.plugins.loader import action_loader, module_loader
+from ansible.plugins.loader import action_loader, fragment_loader, module_loader
 from ansible.plugins.strategy import StrategyBase
 
 import ansible.plugins.action
@@ -229,13 +229,14 @@ class Adapter(abc.ABC):
         StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
         return strategy._workers[slot]
 
-    def option(self, plugin_name: str, documentation: str, option: str) -> t.Any:
-        """The value of an option of a strategy plugin; core reads options of other plugin types only."""
+    def option(self, plugin_name: str, option: str) -> t.Any:
+        """The value of an option of one of our strategy plugins; core reads options of other plugin types only."""
         import yaml
 
         config = C.config
         if not config.has_configuration_definition("strategy", plugin_name):
-            config.initialize_plugin_configuration_definitions("strategy", plugin_name, yaml.safe_load(documentation)["options"])
+            fragment = fragment_loader.get("churten.core.executor")
+            config.initialize_plugin_configuration_definitions("strategy", plugin_name, yaml.safe_load(fragment.DOCUMENTATION)["options"])
         return config.get_config_value(option, plugin_type="strategy", plugin_name=plugin_name)
 
     @property

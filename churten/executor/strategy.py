@@ -83,7 +83,6 @@ class FiberStrategy:
 
     # Set by the plugin file.
     churten_name: str
-    churten_documentation: str
     builtin_name: str
 
     # Our scheduler throttles, whatever core's strategy would do.
@@ -141,7 +140,7 @@ class FiberStrategy:
     # --- options ---
 
     def _option(self, name: str) -> t.Any:
-        return self._adapter.option(self.churten_name, self.churten_documentation, name)
+        return self._adapter.option(self.churten_name, name)
 
     def _slot_limit(self) -> int:
         """Slots of this play: forks, or max_parallel_workers (0 = one after the other)."""
@@ -376,30 +375,51 @@ class FreeFiberStrategy(FiberStrategy):
             self._waiting = collections.deque(super().get_hosts_left(iterator))  # type: ignore[misc]
         for host in self._handed:
             if host.name in self._acted and not self._blocked_hosts.get(host.name):
-                self._waiting.append(host)
+                self._enqueue(host)
         self._acted.clear()
         self._handed = []
         with self._results_lock:
             self._turn_results = len(self._results)
             arrived = {result.host.name: result.host for result in self._results}
-        while self._waiting and len(self._handed) < max(1, self._scheduler.free):
-            host = self._waiting.popleft()
-            if host.name not in base and host.name not in arrived:
-                self._handed.append(host)
-        left = self._handed + [host for name, host in arrived.items() if name not in base]
-        for job in self._jobs.values():
-            if self._blocked_hosts.get(job.host.name) and job.host.name not in arrived:
-                left.append(job.host)  # tells core that there is work to do
-                break
-        if self._pending_results and left:
-            return left
-        if self._handed:
-            return left
+        self._hand_out(lambda host: host.name not in base and host.name not in arrived)
+        left = [host for name, host in arrived.items() if name not in base]
+        if not left:
+            for job in self._jobs.values():
+                if self._blocked_hosts.get(job.host.name):
+                    left.append(job.host)
+                    break
+        # Core ends the play after a pass in which no host is blocked and none has a task; so a pass without a blocked host needs one with a task.
+        while not left and self._handed and iterator.get_next_task_for_host(self._handed[0], peek=True)[1] is None:
+            self._finished(self._handed.pop(0))
+            if not self._handed:
+                self._hand_out(lambda host: host.name not in base)
+        if left or self._handed:
+            return self._handed + left
         # Nothing is running and nothing is known to be left: one pass over all hosts, as core does.
         self._turn_results = self._unlimited
         left = super().get_hosts_left(iterator)  # type: ignore[misc]
         self._handed = list(left)
         return left
+
+    def _enqueue(self, host: t.Any) -> None:
+        """The host may have a next task."""
+        assert self._waiting is not None
+        self._waiting.append(host)
+
+    def _has_waiting(self) -> bool:
+        """Whether a host that could be handed out waits."""
+        return bool(self._waiting)
+
+    def _finished(self, host: t.Any) -> None:
+        """The host has no task left, as far as is known now."""
+
+    def _hand_out(self, fit: t.Callable[[t.Any], bool]) -> None:
+        """Move hosts from `_waiting` to `_handed`, no more than can start a task now; hosts that are not fit are dropped."""
+        assert self._waiting is not None
+        while self._waiting and len(self._handed) < max(1, self._scheduler.free):
+            host = self._waiting.popleft()
+            if fit(host):
+                self._handed.append(host)
 
     def _process_pending_results(self, iterator: t.Any, one_pass: bool = False, max_passes: int | None = None) -> list[t.Any]:
         """Core's own, for the results that were there when the pass began: it adds included tasks only to hosts of its pass."""
@@ -416,12 +436,50 @@ class FreeFiberStrategy(FiberStrategy):
         for result in results:
             host = result.host
             if not self._blocked_hosts.get(host.name) and host.name not in handed and self._waiting is not None:
-                self._waiting.append(host)
+                self._enqueue(host)
         return t.cast("list[t.Any]", results)
 
     def _has_news(self) -> bool:
         if self._results:
             return True
-        unblocked = self._waiting or any(not self._blocked_hosts.get(name) for name in self._acted)
+        unblocked = self._has_waiting() or any(not self._blocked_hosts.get(name) for name in self._acted)
         return bool(unblocked) and self._scheduler.free > 0
 
+
+class PinnedFiberStrategy(FreeFiberStrategy):
+    """For the built-in `host_pinned`: at most as many hosts are under way as there are slots, each until it has no task left."""
+
+    def run(self, iterator: t.Any, play_context: t.Any) -> t.Any:
+        self._pinned: set[str] = set()
+        self._resumed: collections.deque[t.Any] = collections.deque()  # pinned hosts that may have a next task
+        return super().run(iterator, play_context)
+
+    def get_hosts_left(self, iterator: t.Any) -> list[t.Any]:
+        """Hosts of the last pass that found nothing to do give their place to new ones."""
+        for host in self._handed:
+            if host.name not in self._acted and not self._blocked_hosts.get(host.name):
+                self._finished(host)
+        self._pinned.difference_update(self._tqm._unreachable_hosts)
+        return super().get_hosts_left(iterator)
+
+    def _finished(self, host: t.Any) -> None:
+        self._pinned.discard(host.name)
+
+    def _enqueue(self, host: t.Any) -> None:
+        if host.name in self._pinned:
+            self._resumed.append(host)
+        else:
+            super()._enqueue(host)
+
+    def _has_waiting(self) -> bool:
+        return bool(self._resumed) or bool(self._waiting and len(self._pinned) < len(self._workers))
+
+    def _hand_out(self, fit: t.Callable[[t.Any], bool]) -> None:
+        assert self._waiting is not None
+        self._handed += filter(fit, self._resumed)
+        self._resumed.clear()
+        while self._waiting and len(self._pinned) < len(self._workers):
+            host = self._waiting.popleft()
+            if fit(host):
+                self._pinned.add(host.name)
+                self._handed.append(host)
