@@ -1,0 +1,2073 @@
+"""The agent: one warm Python per account on a target.
+
+It is sent over the wire by churten/transport/bootstrap.py, speaks the frames of
+docs/protocol.md on the stdin and stdout it was started with, and ends when its
+stdin does. It needs only the standard library, runs on Python 3.6 and later, has
+one thread and never waits for one child: everything goes through Agent.loop().
+
+What happens to a module (RUN). Its AnsiballZ payload came once (PAYLOAD). All
+payloads whose files agree are merged into one zip file, the Library, because
+modules that respawn read it, and because the modules of ansible.module_utils that
+the agent has imported ahead then carry the paths the module itself sees. For each
+run the agent forks; the child makes itself look like the interpreter the stock
+wrapper would have started, calls the payload's own loader, and ends as an
+interpreter ends. What cannot be made equal after the start (PYTHON* variables,
+another locale) runs in a fresh interpreter on the same zip file.
+
+Always true: fds 0, 1 and 2 are /dev/null in the agent; its own descriptors are
+close-on-exec; a request is answered by exactly one EXIT or FAILED; ACCEPTED is
+queued only after the fork; nothing of a request is written to disk but files the
+request names and the zip file, which has no arguments in it.
+"""
+
+import errno
+import gc
+import marshal
+import os
+import select
+import signal
+import stat
+import struct
+import sys
+import time
+import zlib
+
+# ------------------------------------------------------------------ frames
+
+HEADER = struct.Struct(">HBBBBHIII")
+MAGIC = 0x4348
+VERSION = 1
+BODY_MAX = 256 * 1024
+BODY_MAX_LARGE = 16 * 1024 * 1024
+RAW_MAX = 64 * 1024 * 1024
+WINDOW = 1024 * 1024  # DATA bytes under way per request and direction
+REST_MAX = 64 * 1024  # bytes of each stream that EXIT carries
+
+F_ZLIB, F_END = 1, 2
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+(
+    T_HELLO, T_OPEN, T_OPENED, T_START, T_STARTED, T_PAYLOAD, T_NEED, T_RUN,
+    T_EXEC, T_PUT, T_FETCH, T_DATA, T_WINDOW, T_CANCEL, T_ACCEPTED, T_STAMP,
+    T_EXIT, T_FAILED, T_PING, T_PONG, T_CLOSE, T_RESET, T_STATUS, T_STOP, T_LOG,
+) = range(1, 26)  # fmt: skip
+
+
+class ProtocolError(Exception):
+    """The other side broke docs/protocol.md: the hop ends."""
+
+
+def frame(kind, body=b"", request=0, agent=0, flags=0):
+    return HEADER.pack(
+        MAGIC, VERSION, kind, flags, 0, agent, 0, request, len(body)
+    ) + body
+
+
+def frame_at(buffer, at):
+    """The header at `at` as (kind, flags, agent, request, length), or None while
+    the frame is not complete."""
+    if len(buffer) - at < HEADER.size:
+        return None
+    magic, version, kind, flags, _, agent, _, request, length = HEADER.unpack_from(
+        buffer, at
+    )
+    if magic != MAGIC or version != VERSION or not T_HELLO <= kind <= T_LOG:
+        raise ProtocolError("bad header")
+    if length > (BODY_MAX_LARGE if kind in (T_PAYLOAD, T_RUN) else BODY_MAX):
+        raise ProtocolError("body too long")
+    if len(buffer) - at - HEADER.size < length:
+        return None
+    return kind, flags, agent, request, length
+
+
+def inflate(body, kind):
+    if len(body) < 4:
+        raise ProtocolError("bad zlib body")
+    size = int.from_bytes(body[:4], "big")
+    if size > (BODY_MAX if kind == T_DATA else RAW_MAX):
+        raise ProtocolError("raw length too long")
+    stream = zlib.decompressobj()
+    try:
+        raw = stream.decompress(body[4:], size + 1)
+    except zlib.error:
+        raise ProtocolError("bad zlib stream")
+    if len(raw) != size or not stream.eof:
+        raise ProtocolError("bad raw length")
+    return raw
+
+
+def pack(items):
+    out = [struct.pack(">H", len(items))]
+    for item in items:
+        if not isinstance(item, bytes):
+            item = str(item).encode("utf-8", "surrogateescape")
+        out.append(struct.pack(">I", len(item)))
+        out.append(item)
+    return b"".join(out)
+
+
+def unpack(body, least=0):
+    items, at = [], 2
+    if len(body) < 2:
+        raise ProtocolError("bad vec")
+    for _ in range(int.from_bytes(body[:2], "big")):
+        end = at + 4 + int.from_bytes(body[at : at + 4], "big")
+        if at + 4 > len(body) or end > len(body):
+            raise ProtocolError("bad vec")
+        items.append(body[at + 4 : end])
+        at = end
+    if at != len(body) or len(items) < least:
+        raise ProtocolError("bad vec")
+    return items
+
+
+def number(item, empty=0):
+    try:
+        return int(item) if item else empty
+    except ValueError:
+        raise ProtocolError("bad number")
+
+
+def text(item):
+    return item.decode("utf-8", "surrogateescape")
+
+
+class Failure(Exception):
+    """Ends a request with FAILED."""
+
+    def __init__(self, kind, layer, message, started=0):
+        Exception.__init__(self, message)
+        self.items = [kind, layer, message[:4096], started]
+
+
+# ------------------------------------------------- payloads, the library
+
+# Only these parts of ansible.module_utils are imported ahead: a role's own
+# module_utils land in the same package, but are not for the agent to run.
+CORE_UTILS = frozenset(
+    """_internal _text ansible_release api basic common compat connection datatag
+    distro embed errors facts json_utils parsing pycompat24 secrets service six
+    splitter urls yumdnf""".split()
+)
+# Importing these does something to the process.
+NEVER_AHEAD = frozenset(
+    "this antigravity readline rlcompleter curses tkinter turtle idlelib".split()
+)
+# Variables that only a starting interpreter or C library reads.
+START_VARIABLES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "OPENSSL_", "LOCPATH")
+
+CENTRAL = struct.Struct("<4s6H3L5H2L")
+LOCAL = struct.Struct("<4s5H3L2H")
+END = struct.Struct("<4s4H2LH")
+
+
+def zip_entries(data):
+    """Yields (name, crc, method, packed size, size, central entry, local entry)
+    of the plain zip file core's zipfile writes."""
+    try:
+        sign, _, _, _, count, size, at, comment = END.unpack_from(data, len(data) - 22)
+        if sign != b"PK\5\6" or comment or at + size + 22 != len(data):
+            raise ProtocolError("payload is not a plain zip file")
+        for _ in range(count):
+            head = CENTRAL.unpack_from(data, at)
+            method, crc, packed, raw = head[4], head[7], head[8], head[9]
+            name_len, extra_len, comment_len, local = (
+                head[10], head[11], head[12], head[16],
+            )  # fmt: skip
+            end = at + 46 + name_len + extra_len + comment_len
+            central = data[at:end]
+            name = data[at + 46 : at + 46 + name_len].decode("utf-8")
+            lead = LOCAL.unpack_from(data, local)
+            stop = local + 30 + lead[9] + lead[10] + packed
+            if head[0] != b"PK\1\2" or lead[0] != b"PK\3\4" or stop > len(data):
+                raise ProtocolError("payload has a bad zip entry")
+            yield name, crc, method, packed, raw, central, data[local:stop]
+            at = end
+    except (struct.error, UnicodeDecodeError):
+        raise ProtocolError("payload is not a zip file")
+
+
+class Payload:
+    """What one PAYLOAD frame brought; merged into a Library at its first RUN."""
+
+    def __init__(self, data, marshalled):
+        self.entries = list(zip_entries(data))
+        self.marshalled = marshalled
+        self.library = None
+        self.runs = 0
+        self.ahead = True  # may its imports be done ahead?
+
+    def names(self):
+        return {entry[0]: entry[1] for entry in self.entries}
+
+
+class Library:
+    """Payloads that agree on every file they share: one zip file, its code
+    objects, and (for the first library only) what is imported from it."""
+
+    def __init__(self, where):
+        self.path = where  # becomes _modlib_path; the file is written by save()
+        self.crcs = {}
+        self.body = bytearray()
+        self.central = []
+        self.places = {}  # name -> (method, start in body, packed size)
+        self.codes = {}  # name -> code object, or marshalled bytes of one
+        self.directory = {}  # what zipimport keeps of an archive, same form
+        self.saved = None
+        self.packages = set()
+        import zipimport
+
+        zipimport._zip_directory_cache[where] = self.directory
+        source = 'import sys\nsys.path.insert(0, "%s")\n' % where
+        data = source.encode("utf-8", "surrogateescape")
+        crc, name = zlib.crc32(data) & 0xFFFFFFFF, b"sitecustomize.py"
+        sizes = (crc, len(data), len(data), len(name), 0)
+        lead = LOCAL.pack(b"PK\3\4", 20, 0, 0, 0, 33, *sizes)
+        head = CENTRAL.pack(
+            b"PK\1\2", 0x0314, 20, 0, 0, 0, 33, *(sizes + (0, 0, 0, 0o600 << 16, 0))
+        )
+        self.add_entry(
+            name.decode(), crc, 0, len(data), len(data), head + name, lead + name + data
+        )
+
+    def agrees(self, payload):
+        crcs = self.crcs
+        for name, crc in payload.names().items():
+            if crcs.get(name, crc) != crc:
+                return False
+        return True
+
+    def add(self, payload):
+        grown = False
+        for entry in payload.entries:
+            if entry[0] not in self.crcs:
+                self.add_entry(*entry)
+                grown = True
+        codes = {}
+        if payload.marshalled and not sys.flags.optimize:
+            try:
+                codes = marshal.loads(payload.marshalled)
+            except (ValueError, EOFError, TypeError):
+                codes = {}
+        for module, (package, code) in codes.items():
+            name = module.replace(".", "/") + ("/__init__.py" if package else ".py")
+            if name in self.crcs:
+                self.codes.setdefault(name, code)
+        payload.library, payload.entries, payload.marshalled = self, None, None
+        if grown:
+            self.save()
+
+    def add_entry(self, name, crc, method, packed, size, central, local):
+        at = len(self.body)
+        self.body += local
+        self.central.append(central[:42] + struct.pack("<L", at) + central[46:])
+        self.places[name] = (method, len(self.body) - packed, packed)
+        self.crcs[name] = crc
+        where = self.path + os.sep + name
+        self.directory[name.replace("/", os.sep)] = (
+            where, method, packed, size, at, 0, 33, crc,
+        )  # fmt: skip
+        if name.endswith("/__init__.py"):
+            self.packages.add(os.path.dirname(name))
+
+    def save(self):
+        """Writes the zip file beside and renames it: running modules may be
+        reading the old one, whose entries stay where they were."""
+        index = b"".join(self.central)
+        count = len(self.central)
+        tail = END.pack(
+            b"PK\5\6", 0, 0, count, count, len(index), len(self.body), 0
+        )
+        folder = os.path.dirname(self.path)
+        if not os.path.isdir(folder):
+            os.mkdir(folder, 0o700)
+        with open(self.path + ".new", "wb") as out:
+            out.write(self.body)
+            out.write(index + tail)
+        os.rename(self.path + ".new", self.path)
+        self.saved = self.state()
+
+    def state(self):
+        info = os.stat(self.path)
+        return info.st_ino, info.st_size, info.st_mtime
+
+    def check(self):
+        """Makes sure the file is still there (plays do clean /tmp)."""
+        try:
+            if self.state() == self.saved:
+                return
+        except OSError:
+            pass
+        self.save()
+
+    def remove(self):
+        for path in (self.path, self.path + ".new"):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+        try:
+            os.rmdir(os.path.dirname(self.path))
+        except OSError:
+            pass
+
+    def know_folder(self, folder):
+        """Makes the importer of one of its folders here, for all children."""
+        path = os.path.join(self.path, folder)
+        if path not in sys.path_importer_cache:
+            sys.path_importer_cache[path] = self.importer(path)
+
+    def other_core(self, library):
+        """Whether that library is of another ansible-core."""
+        name = "ansible/module_utils/basic.py"
+        return library is not None and self.crcs.get(name) != library.crcs.get(name)
+
+    def source(self, name):
+        method, start, size = self.places[name]
+        data = bytes(self.body[start : start + size])
+        return zlib.decompress(data, -15) if method == 8 else data
+
+    def code(self, name):
+        path = self.path + os.sep + name.replace("/", os.sep)
+        code = self.codes.get(name)
+        if code is None:
+            code = compile(self.source(name), path, "exec", 0, True)
+        elif isinstance(code, bytes):
+            code = marshal.loads(code)
+            import _imp
+
+            _imp._fix_co_filename(code, path)
+        self.codes[name] = code
+        return code
+
+
+def find_module(library, folder, fullname):
+    """The entry's name and whether it is a package; (None, False) if missing."""
+    name = folder + fullname.rpartition(".")[2]
+    if name + "/__init__.py" in library.crcs:
+        return name + "/__init__.py", True
+    if name + ".py" in library.crcs:
+        return name + ".py", False
+    return None, False
+
+
+def make_importer(library):
+    """A zipimporter of the library that takes code objects from memory. All else
+    (get_source, get_data, resources, pkgutil) is zipimport's own work on the
+    real file. The frames of a module's import show nothing of this class, as
+    exec_module is importlib's own."""
+    import _frozen_importlib
+    import zipimport
+    from _frozen_importlib_external import _LoaderBasics
+
+    bases = (zipimport.zipimporter,)
+    if not issubclass(zipimport.zipimporter, _LoaderBasics):
+        bases += (_LoaderBasics,)
+
+    class Importer(*bases):
+        def find_spec(self, fullname, target=None):
+            name, package = find_module(library, self.prefix, fullname)
+            if name is None:
+                parent = super(Importer, self)
+                if hasattr(parent, "find_spec"):
+                    return parent.find_spec(fullname, target)
+                return None
+            where = self.archive + os.sep + name
+            spec = _frozen_importlib.ModuleSpec(
+                fullname, self, origin=where, is_package=package
+            )
+            spec.has_location = True
+            if package:
+                spec.submodule_search_locations = [os.path.dirname(where)]
+            return spec
+
+        def get_code(self, fullname):
+            name, _ = find_module(library, self.prefix, fullname)
+            if name is None:
+                return super(Importer, self).get_code(fullname)
+            return library.code(name)
+
+    def importer(path):
+        if path == library.path or path.startswith(library.path + os.sep):
+            return Importer(path)
+        raise ImportError("not of this library")
+
+    return importer
+
+
+class Ahead:
+    """What the agent has imported from the first library, for all children."""
+
+    def __init__(self):
+        self.library = None
+        self.done = set()
+        self.site = None
+
+    def site_state(self):
+        """Changes when Python packages are installed or removed."""
+        import site
+
+        state = []
+        for path in set(sys.path + [getattr(site, "USER_SITE", None) or ""]):
+            if path.endswith("-packages"):
+                try:
+                    state.append((path, os.stat(path).st_mtime))
+                except OSError:
+                    pass
+        return sorted(state)
+
+    def refresh(self):
+        """A package was installed: optional imports that failed may work now."""
+        state = self.site_state()
+        if self.site is not None and state != self.site:
+            self.forget()
+            import site
+
+            known = set(sys.path)
+            site.addusersitepackages(known)
+            site.addsitepackages(known)
+            state = self.site_state()
+        self.site = state
+
+    def forget(self):
+        """Drops everything imported that an interpreter does not bring along."""
+        self.done.clear()
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("ansible", "ansible_collections"):
+                del sys.modules[name]
+            elif not is_stdlib(name) and name not in AT_START:
+                del sys.modules[name]
+
+    def wanted(self, payload, module, form):
+        """Names for the unconditional imports of the module and what runs it."""
+        if form == b"218":
+            names = ["runpy", "ansible.module_utils.basic"]
+        else:
+            names = ["ansible.module_utils._internal._ansiballz._loader"]
+        names.append("ansible.modules")
+        path = module.replace(".", "/") + ".py"
+        library = payload.library
+        if path in library.crcs:
+            try:
+                names += column_zero_imports(library.source(path), library.code(path))
+            except (SyntaxError, ValueError):
+                pass
+        return names
+
+    def run(self, payload, names):
+        """Imports names that are allowed. One that fails or starts a thread
+        makes us forget all and never import ahead for this payload again."""
+        library = payload.library
+        if self.library is None:
+            self.library = library
+        if self.library is not library or not payload.ahead:
+            return
+        todo = [n for n in names if n not in self.done and self.allowed(library, n)]
+        if not todo:
+            return
+        sys.path.insert(0, library.path)
+        try:
+            for name in todo:
+                self.done.add(name)
+                __import__(name)
+        except BaseException:  # a module may raise SystemExit
+            payload.ahead = False
+        sys.path.remove(library.path)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):
+                pass
+        if sys.modules.get("_thread") and sys.modules["_thread"]._count():
+            payload.ahead = False
+        if not payload.ahead:
+            self.forget()
+
+    def allowed(self, library, name):
+        parts = name.split(".")
+        if parts[0] == "ansible":
+            path = name.replace(".", "/")
+            if path + ".py" not in library.crcs and path not in library.packages:
+                return False
+            if name == "ansible.modules":
+                return True
+            return parts[1:2] == ["module_utils"] and (
+                len(parts) == 2 or parts[2] in CORE_UTILS
+            )
+        return parts[0] not in NEVER_AHEAD and is_stdlib(name)
+
+
+AT_START = frozenset()  # names of sys.modules when the agent began; set by main
+
+
+def is_stdlib(name):
+    top = name.partition(".")[0]
+    known = getattr(sys, "stdlib_module_names", None)
+    if known is not None:
+        return top in known
+    if top in sys.builtin_module_names:
+        return True
+    from _frozen_importlib_external import PathFinder
+
+    try:
+        spec = PathFinder.find_spec(top)
+    except Exception:
+        return False
+    where = spec and spec.origin or ""
+    return where.startswith(os.path.dirname(os.__file__) + os.sep) and (
+        "-packages" not in where
+    )
+
+
+def column_zero_imports(source, code):
+    """Names imported by statements at column 0 of a module's source (and named
+    in its code, so that text inside documentation does not count)."""
+    import re
+
+    known = set(code.co_names)
+    found = []
+    pattern = re.compile(
+        rb"^(?:import[ \t]+([\w., \t]+?)|from[ \t]+([\w.]+)[ \t]+import[ \t]+"
+        rb"(\([^)]*\)|[^\n#]*))[ \t]*(?:#.*)?$",
+        re.M,
+    )
+    for plain, origin, names in pattern.findall(source):
+        for name in plain.decode("ascii", "replace").split(","):
+            name = name.split(" as ")[0].strip()
+            if name in known:
+                found.append(name)
+        origin = origin.decode("ascii", "replace")
+        if origin in known and origin != "__future__":
+            found.append(origin)
+            for name in re.findall(rb"[\w.]+", re.sub(rb"#.*|\bas\s+\w+", b"", names)):
+                found.append(origin + "." + name.decode("ascii", "replace"))
+    return found
+
+
+# ----------------------------------------------------- in the forked child
+
+
+def become_child(agent, stdin, stdout, stderr):
+    """First steps of every child: own session, three descriptors, nothing of
+    the agent's left open, signals as the agent found them."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for signum, handler in agent.signals_at_start.items():
+        signal.signal(signum, handler)
+    if stdin is not None:
+        os.dup2(stdin, 0)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    for fd in agent.own_fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def in_working_directory(agent):
+    """A fresh login stands in its home. The agent's own directory is that one,
+    unless it was removed in the meantime."""
+    try:
+        os.getcwd()
+        return
+    except OSError:
+        pass
+    for path in (agent.cwd, os.path.expanduser("~"), "/"):
+        try:
+            os.chdir(path)
+            return
+        except (OSError, TypeError):
+            pass
+
+
+def exec_child(agent, argv, env, path):
+    """Becomes another program, with the signals a program expects."""
+    for signum in (signal.SIGPIPE, getattr(signal, "SIGXFSZ", None)):
+        if signum:
+            signal.signal(signum, signal.SIG_DFL)
+    in_working_directory(agent)
+    try:
+        os.execve(path, argv, env)
+    except OSError as error:
+        os.write(2, ("%s: %s\n" % (path, error.strerror)).encode())
+    os._exit(127)
+
+
+def module_child(agent, library, run, learn):
+    """Runs the module as the stock wrapper does, in an interpreter that looks
+    as one that has just read that wrapper from its stdin."""
+    gc.enable()
+    sys.dont_write_bytecode = agent.dont_write_bytecode
+    in_working_directory(agent)
+    if run.env:
+        os.environ.update(run.env)
+        if "TZ" in run.env:
+            time.tzset()
+    if sys.version_info < (3, 7) and "random" in sys.modules:
+        sys.modules["random"].seed()
+    known = len(sys.modules)
+    if library is not agent.ahead.library:
+        agent.ahead.forget()
+    status = interpreter_exit(lambda: run_module(library, run), learn, known)
+    os._exit(status)
+
+
+def limit_files(wanted):
+    if not wanted:
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if min(hard, wanted) != soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted), hard))
+        except ValueError:
+            pass
+
+
+def run_module(library, run):
+    limit_files(run.rlimit_nofile)
+    sys.path = [library.path] + sys.path
+    if run.form == b"218":
+        from ansible.module_utils import basic
+
+        basic._ANSIBLE_ARGS = run.params
+        import runpy
+
+        runpy.run_module(
+            mod_name=run.module,
+            init_globals=dict(_module_fqn=run.module, _modlib_path=library.path),
+            run_name="__main__",
+            alter_sys=True,
+        )
+        print(
+            '{"msg": "New-style module did not handle its own exit", "failed": true}'
+        )
+        sys.exit(1)
+    from ansible.module_utils._internal._ansiballz import _loader
+
+    _loader.run_module(**loader_arguments(_loader.run_module.__code__, library, run))
+
+
+def loader_arguments(code, library, run):
+    """The arguments the core line of this payload knows."""
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    arguments = dict(
+        json_params=run.params,
+        profile=run.profile,
+        module_fqn=run.module,
+        modlib_path=library.path,
+        extensions={},
+    )
+    if "secrets" in known:
+        arguments["secrets"] = frozenset(run.secrets)
+    return arguments
+
+
+def interpreter_exit(main, learn=None, known=0):
+    """Calls main and ends as an interpreter ends; returns the exit status."""
+    try:
+        main()
+        status = 0
+    except SystemExit as error:
+        code = error.code
+        if code is None:
+            status = 0
+        elif isinstance(code, int):
+            status = code & 0xFF if -(2**63) <= code < 2**63 else 255
+        else:
+            print(code, file=sys.stderr)
+            status = 1
+    except BaseException as error:
+        status = print_exception(error)
+    if learn is not None:
+        teach(learn, known)
+    if "threading" in sys.modules:
+        try:
+            sys.modules["threading"]._shutdown()
+        except BaseException as error:
+            print_exception(error)
+    try:
+        import atexit
+
+        atexit._run_exitfuncs()
+    except BaseException:
+        pass  # it has printed it
+    # What finalization would still delete or flush: cycles that hold temporary
+    # files, files left open. (The agent's own objects are frozen, not walked.)
+    gc.collect()
+    for left in gc.get_objects():
+        if type(left).__name__ in ("TextIOWrapper", "BufferedWriter"):
+            try:
+                left.flush()
+            except Exception:
+                pass
+    for stream in (sys.__stdout__, sys.stderr, sys.stdout):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except Exception:
+            if stream is sys.stdout:
+                status = 120
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return status & 0xFF
+
+
+def print_exception(error):
+    """As the interpreter does, without the agent's frames."""
+    trace = error.__traceback__
+    mine = interpreter_exit.__code__.co_filename
+    while trace is not None and trace.tb_frame.f_code.co_filename == mine:
+        trace = trace.tb_next
+    try:
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+    except BaseException:
+        pass
+    if isinstance(error, KeyboardInterrupt) and sys.version_info >= (3, 8):
+        return -signal.SIGINT
+    return 1
+
+
+def teach(learn, known):
+    """Leaves the names of modules imported since the fork for the agent."""
+    names = "\n".join(list(sys.modules)[known:]).encode("utf-8", "replace")
+    if 0 < len(names) <= len(learn) - 4:
+        learn[4 : 4 + len(names)] = names
+        learn[:4] = struct.pack(">I", len(names))
+
+
+# ------------------------------------------------------------ the requests
+
+
+class Process:
+    """A child with stdout and stderr pipes, perhaps stdin: RUN and EXEC.
+
+    starting -> running -> ended (reaped, draining) -> answered. Killing is a
+    matter of its own: TERM to the group, after 2 s KILL, the child left as a
+    zombie until then so that its group number stays ours."""
+
+    KILL_AFTER = 2.0
+    DRAIN = 0.5  # longest wait for pipes a background process keeps open
+    QUIET = 0.1  # ... and it ends after so long without data
+
+    def __init__(self, agent, request, timeout_ms):
+        self.agent, self.request = agent, request
+        self.pid = None
+        self.pipes = {}  # fd -> stream number
+        self.buffers = {STDOUT: bytearray(), STDERR: bytearray()}
+        self.credit = WINDOW
+        self.stdin = None
+        self.stdin_buffer, self.stdin_end = bytearray(), False
+        self.stdin_credit = WINDOW
+        self.stdin_given = 0  # bytes of the agent's own in the buffer
+        self.cancelled = False
+        self.status, self.elapsed = None, 0
+        self.deadline = None
+        self.timeout = timeout_ms / 1000.0
+        self.kill_at = None
+        self.zombie = False
+        self.drain_until = self.quiet_until = None
+        self.truncated = 0
+        self.learn = None
+        self.on_end = None  # called with the wait status instead of EXIT
+
+    def start(self, child, stdin=None):
+        """Forks; `child` is called in the child and must not return. stdin:
+        None for /dev/null, bytes to begin with (END by close_stdin)."""
+        agent, pipes = self.agent, []
+        try:
+            for _ in range(2 if stdin is None else 3):
+                pipes.append(os.pipe())
+            (out_r, out_w), (err_r, err_w) = pipes[:2]
+            agent.own_fds.update(fd for pair in pipes for fd in pair)
+            if hasattr(gc, "freeze"):
+                gc.freeze()
+            begun = time.monotonic()
+            self.pid = os.fork()
+            if self.pid == 0:
+                try:
+                    in_r = pipes[2][0] if stdin is not None else None
+                    become_child(agent, in_r, out_w, err_w)
+                    child()
+                except BaseException as error:
+                    os.write(2, ("agent's child: %r\n" % error).encode())
+                finally:
+                    os._exit(255)
+        except OSError as error:
+            for pair in pipes:
+                for fd in pair:
+                    agent.own_fds.discard(fd)
+                    os.close(fd)
+            raise Failure("agent", "agent", "cannot start a process: %s" % error)
+        self.begun = begun
+        agent.close(out_w)
+        agent.close(err_w)
+        for fd, stream in ((out_r, STDOUT), (err_r, STDERR)):
+            os.set_blocking(fd, False)
+            self.pipes[fd] = stream
+            agent.watch(fd, select.POLLIN, self.on_output)
+        if stdin is not None:
+            agent.close(pipes[2][0])
+            self.stdin = pipes[2][1]
+            os.set_blocking(self.stdin, False)
+            self.stdin_buffer += stdin
+            self.stdin_given = len(stdin)
+            self.feed()
+        if self.timeout:
+            self.deadline = begun + self.timeout
+        agent.send(T_ACCEPTED, b"", self.request)
+
+    # stdin
+
+    def on_data(self, flags, body):
+        self.stdin_credit -= len(body)
+        if self.stdin_credit < -BODY_MAX:
+            raise ProtocolError("window passed")
+        if self.stdin is None:
+            self.consumed(len(body))
+        else:
+            self.stdin_buffer += body
+        if flags & F_END:
+            self.stdin_end = True
+        self.feed()
+
+    def consumed(self, count):
+        own = min(count, self.stdin_given)
+        self.stdin_given -= own
+        count -= own
+        self.stdin_credit += count
+        if count:
+            self.agent.send(T_WINDOW, struct.pack(">I", count), self.request)
+
+    def feed(self, fd=None, events=0):
+        if self.stdin is None:
+            return
+        if self.stdin_buffer:
+            try:
+                count = os.write(self.stdin, bytes(self.stdin_buffer[:BODY_MAX]))
+            except BlockingIOError:
+                count = 0
+            except OSError:  # it closed its stdin: the rest is for nobody
+                count = len(self.stdin_buffer)
+                self.agent.close(self.stdin)
+                self.stdin = None
+            del self.stdin_buffer[:count]
+            self.consumed(count)
+        if self.stdin is None:
+            return
+        if self.stdin_buffer:
+            self.agent.watch(self.stdin, select.POLLOUT, self.feed)
+        elif self.stdin_end:
+            self.agent.close(self.stdin)
+            self.stdin = None
+        else:
+            self.agent.unwatch(self.stdin)
+
+    # output
+
+    def on_window(self, count):
+        self.credit += count
+        self.advance()
+
+    def on_output(self, fd, events):
+        self.read(fd, BODY_MAX)
+        self.advance()
+
+    def read(self, fd, most):
+        """Reads what is there, up to about `most`; closes the pipe at its end."""
+        stream = self.pipes[fd]
+        while most > 0:
+            try:
+                data = os.read(fd, 65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.agent.close(fd)
+                del self.pipes[fd]
+                return
+            self.buffers[stream] += data
+            most -= len(data)
+            if self.drain_until:
+                self.quiet_until = time.monotonic() + self.QUIET
+            if len(data) < 4096 and self.status is None:
+                return  # the rest can wait for the next turn
+
+    def send_output(self, keep):
+        for stream, buffer in self.buffers.items():
+            while len(buffer) > keep and self.credit > 0:
+                part = bytes(buffer[: min(self.credit, BODY_MAX)])
+                del buffer[: len(part)]
+                self.credit -= len(part)
+                self.agent.send(T_DATA, part, self.request, stream << 2)
+            if self.cancelled and len(buffer) > keep:
+                del buffer[keep:]  # nobody opens the window any more
+
+    def advance(self):
+        self.send_output(REST_MAX)
+        if self.drain_until is not None:
+            self.maybe_answer()
+            return
+        for fd, stream in self.pipes.items():
+            if len(self.buffers[stream]) > BODY_MAX:
+                self.agent.unwatch(fd)  # back pressure: the child waits
+            else:
+                self.agent.watch(fd, select.POLLIN, self.on_output)
+
+    # the end
+
+    def on_sigchld(self):
+        if self.pid is None or self.zombie:
+            return
+        if self.kill_at is not None and hasattr(os, "waitid"):
+            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if info is None:
+                return
+            self.zombie = True
+            code = info.si_status
+            killed = info.si_code != os.CLD_EXITED
+            self.ended((-1, code) if killed else (code, 0))
+            return
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            self.pid = None
+            if os.WIFSIGNALED(status):
+                self.ended((-1, os.WTERMSIG(status)))
+            else:
+                self.ended((os.WEXITSTATUS(status), 0))
+
+    def ended(self, status):
+        self.elapsed = int((time.monotonic() - self.begun) * 1e6)
+        self.status = status
+        self.deadline = None
+        if self.learn is not None:
+            self.agent.learned(self)
+        now = time.monotonic()
+        for fd in list(self.pipes):
+            self.read(fd, 4 * WINDOW)
+        self.drain_until, self.quiet_until = now + self.DRAIN, now + self.QUIET
+        self.send_output(REST_MAX)
+        for fd in self.pipes:
+            self.agent.watch(fd, select.POLLIN, self.on_output)
+        self.maybe_answer()
+
+    def maybe_answer(self):
+        full = max(len(buffer) for buffer in self.buffers.values())
+        if self.pipes:
+            if time.monotonic() < min(self.drain_until, self.quiet_until):
+                return
+            self.truncated = 1
+            self.close_fds()
+        if full <= REST_MAX and self.agent.jobs.get(self.request) is self:
+            self.answer()  # else when the WINDOW for the rest comes
+
+    def answer(self):
+        self.close_fds()
+        if self.on_end is not None:
+            self.on_end(self)
+        else:
+            body = pack(
+                [self.status[0], self.status[1], self.elapsed,
+                 bytes(self.buffers[STDOUT]), bytes(self.buffers[STDERR]),
+                 self.truncated]
+            )  # fmt: skip
+            self.agent.send(T_EXIT, body, self.request)
+        del self.agent.jobs[self.request]
+        if self.zombie:
+            self.agent.leaving.append(self)
+
+    def close_fds(self):
+        for fd in list(self.pipes):
+            self.agent.close(fd)
+        self.pipes.clear()
+        if self.stdin is not None:
+            self.agent.close(self.stdin)
+            self.stdin = None
+
+    # time and killing
+
+    def next_time(self):
+        times = [t for t in (self.deadline, self.kill_at) if t is not None]
+        if self.drain_until is not None and self.pipes:
+            times.append(min(self.drain_until, self.quiet_until))
+        return min(times) if times else None
+
+    def on_time(self, now):
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+            self.cancel()
+        if self.kill_at is not None and now >= self.kill_at:
+            self.kill_at = None
+            self.kill(signal.SIGKILL)
+            if self.zombie:
+                self.zombie = False
+                os.waitpid(self.pid, 0)
+                self.pid = None
+        if self.drain_until is not None:
+            self.maybe_answer()
+
+    def cancel(self):
+        self.cancelled = True
+        self.send_output(REST_MAX)
+        if self.drain_until is not None:
+            self.maybe_answer()
+        if self.pid is not None and self.kill_at is None and self.status is None:
+            self.kill(signal.SIGTERM)
+            self.kill_at = time.monotonic() + self.KILL_AFTER
+
+    def kill(self, signum):
+        for action in (os.killpg, os.kill):
+            try:
+                action(self.pid, signum)
+                return
+            except OSError as error:  # no group yet: setsid is still to come
+                if error.errno != errno.ESRCH:
+                    return
+
+
+class Run:
+    """The fields of a RUN frame."""
+
+    def __init__(self, body):
+        items = unpack(body, 10)
+        self.key, self.module = items[0], text(items[1])
+        self.params, self.profile = items[2], text(items[3])
+        self.env = environment(items[4])
+        self.rlimit_nofile, self.timeout_ms = number(items[5]), number(items[6])
+        self.form = items[7]
+        self.secrets = []
+        if items[8]:
+            import json
+
+            self.secrets = json.loads(text(items[8]))
+        self.temp = text(items[9])
+
+
+def environment(item):
+    pairs = {}
+    for pair in text(item).split("\0"):
+        name, equal, value = pair.partition("=")
+        if name and equal:
+            pairs[name] = value
+    return pairs
+
+
+# Read by a fresh interpreter from its stdin, before a line with the arguments.
+FRESH = """\
+import os, sys
+try:
+    os.getcwd()
+except OSError:
+    try:
+        os.chdir(os.path.expanduser('~'))
+    except OSError:
+        os.chdir('/')
+sys.path = [p for p in sys.path if p not in ('', '.', os.getcwd())]
+def limit(wanted):
+    if wanted:
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted), hard))
+        except ValueError:
+            pass
+def main(module, params, profile, rlimit_nofile, form, secrets, path):
+    limit(rlimit_nofile)
+    sys.path.insert(0, path)
+    if form == '218':
+        from ansible.module_utils import basic
+        basic._ANSIBLE_ARGS = params
+        import runpy
+        runpy.run_module(mod_name=module, init_globals=dict(
+            _module_fqn=module, _modlib_path=path),
+            run_name='__main__', alter_sys=True)
+        print('{"msg": "New-style module did not handle its own exit", "failed": true}')
+        sys.exit(1)
+    from ansible.module_utils._internal._ansiballz import _loader
+    more = {}
+    if 'secrets' in _loader.run_module.__code__.co_varnames:
+        more['secrets'] = frozenset(secrets)
+    _loader.run_module(json_params=params, profile=profile, module_fqn=module,
+                       modlib_path=path, extensions={}, **more)
+"""
+
+
+def fresh_script(library, run):
+    arguments = (
+        run.module, run.params, run.profile, run.rlimit_nofile, text(run.form),
+        list(run.secrets), library.path,
+    )  # fmt: skip
+    return (FRESH + "main(*%r)\n" % (arguments,)).encode("utf-8", "backslashreplace")
+
+
+class Put:
+    """PUT: DATA frames into a temporary file beside, then a rename."""
+
+    def __init__(self, agent, request, body):
+        path, mode, size = unpack(body, 3)[:3]
+        self.agent, self.request = agent, request
+        self.mode = int(mode, 8) if mode else None
+        self.size, self.got = number(size, -1), 0
+        self.begun = time.monotonic()
+        self.path = os.path.realpath(path)
+        self.temp = None
+        self.fd = None
+        self.old = None
+        self.open()
+
+    def open(self):
+        try:
+            self.old = os.stat(self.path)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        if self.old is not None and self.in_place():
+            self.fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC | os.O_NOCTTY)
+        else:
+            temp = self.path + b".churten-" + os.urandom(6).hex().encode()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            mode = 0o666 if self.mode is None and self.old is None else 0o600
+            try:
+                self.fd = os.open(temp, flags, mode)
+                self.temp = temp
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+                    raise
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+                self.fd = os.open(self.path, flags, 0o666)
+        if self.temp and self.old is not None:
+            try:
+                os.fchown(self.fd, self.old.st_uid, self.old.st_gid)
+                os.fchmod(self.fd, stat.S_IMODE(self.old.st_mode))
+            except OSError:  # not ours to give: write into the old file
+                self.drop()
+                self.fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC)
+        self.agent.own_fds.add(self.fd)
+
+    def in_place(self):
+        """Whether a new file could not be all the old one was."""
+        if self.old.st_nlink > 1:
+            return True
+        try:
+            names = os.listxattr(self.path)
+        except (AttributeError, OSError):
+            return False
+        return any(name != "security.selinux" for name in names)
+
+    def on_data(self, flags, body):
+        if self.fd is None:
+            return
+        try:
+            at = 0
+            while at < len(body):
+                at += os.write(self.fd, body[at:])
+            self.got += len(body)
+            if flags & F_END:
+                self.finish()
+            elif body:
+                self.agent.send(T_WINDOW, struct.pack(">I", len(body)), self.request)
+        except OSError as error:
+            self.drop()
+            self.agent.fail(self.request, file_failure(error, self.path))
+
+    def finish(self):
+        if self.size >= 0 and self.got != self.size:
+            self.drop()
+            message = "%d of %d bytes came" % (self.got, self.size)
+            self.agent.fail(self.request, Failure("file", "file", message, 1))
+            return
+        if self.mode is not None:
+            os.fchmod(self.fd, self.mode)
+        self.agent.close(self.fd)
+        self.fd = None
+        if self.temp:
+            os.rename(self.temp, self.path)
+            self.temp = None
+        self.agent.exit_zero(self)
+
+    def drop(self):
+        if self.fd is not None:
+            self.agent.close(self.fd)
+            self.fd = None
+        if self.temp:
+            try:
+                os.unlink(self.temp)
+            except OSError:
+                pass
+            self.temp = None
+
+    def cancel(self):
+        self.drop()
+        self.agent.fail(self.request, Failure("cancelled", "file", "cancelled", 1))
+
+    def on_window(self, count):
+        pass
+
+
+class Fetch:
+    """FETCH: a file as DATA frames, as the window allows."""
+
+    def __init__(self, agent, request, body):
+        (path,) = unpack(body, 1)[:1]
+        self.agent, self.request = agent, request
+        self.begun = time.monotonic()
+        self.path, self.credit = path, WINDOW
+        self.fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        agent.own_fds.add(self.fd)
+        if stat.S_ISDIR(os.fstat(self.fd).st_mode):
+            self.drop()
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+    def on_window(self, count):
+        self.credit += count
+
+    def ready(self):
+        return self.fd is not None and self.credit > 0
+
+    def pump(self):
+        try:
+            data = os.read(self.fd, min(BODY_MAX, self.credit))
+        except OSError as error:
+            self.drop()
+            self.agent.fail(self.request, file_failure(error, self.path))
+            return
+        self.credit -= len(data)
+        flags = 0 if data else F_END
+        self.agent.send(T_DATA, data, self.request, flags)
+        if not data:
+            self.drop()
+            self.agent.exit_zero(self)
+
+    def drop(self):
+        if self.fd is not None:
+            self.agent.close(self.fd)
+            self.fd = None
+
+    def cancel(self):
+        self.drop()
+        self.agent.fail(self.request, Failure("cancelled", "file", "cancelled", 1))
+
+    def on_data(self, flags, body):
+        pass
+
+
+def file_failure(error, path, started=1):
+    message = "%s: %s" % (text(path), error.strerror or error)
+    return Failure("file", "file", message, started)
+
+
+# --------------------------------------------------------------- sub-agents
+
+
+class SubAgent:
+    """START: an agent of another account, begun by the become plugin's command.
+
+    become (waiting for the success marker, answering the prompt) -> ready
+    (source written, waiting for READY) -> up (frames are passed on, only the
+    agent number changes) -> gone."""
+
+    NOISE_MAX = 64 * 1024
+
+    def __init__(self, agent, index, request, body):
+        items = unpack(body)
+        if len(items) % 2:
+            raise ProtocolError("bad map")
+        self.spec = {}
+        for key, value in zip(items[::2], items[1::2]):
+            self.spec.setdefault(key, []).append(value)
+        self.agent, self.index, self.request = agent, index, request
+        self.marker = b"\nCHURTEN-" + self.one(b"nonce") + b"-READY\n"
+        self.missing = b"CHURTEN-" + self.one(b"nonce") + b"-NOPYTHON"
+        self.noise, self.errors = bytearray(b"\n"), bytearray()
+        self.out, self.outbuf, self.inbuf = None, bytearray(), bytearray()
+        self.state, self.asked, self.kill_at = "become", False, None
+        self.command = None
+        timeout = number(self.one(b"timeout_ms"), 0) / 1000.0
+        self.deadline = time.monotonic() + timeout if timeout else None
+        self.start()
+        if not self.one(b"become_success"):
+            self.ready()
+
+    def one(self, key):
+        return self.spec.get(key, [b""])[0]
+
+    def start(self):
+        agent, pipes = self.agent, []
+        command = self.one(b"command")
+        try:
+            for _ in range(3):
+                pipes.append(os.pipe())
+            agent.own_fds.update(fd for pair in pipes for fd in pair)
+            if hasattr(gc, "freeze"):
+                gc.freeze()
+            self.pid = os.fork()
+            if self.pid == 0:
+                try:
+                    become_child(agent, pipes[0][0], pipes[1][1], pipes[2][1])
+                    argv = ["/bin/sh", "-c", text(command)]
+                    exec_child(agent, argv, agent.environ, argv[0])
+                finally:
+                    os._exit(255)
+        except OSError as error:
+            for pair in pipes:
+                for fd in pair:
+                    agent.own_fds.discard(fd)
+                    os.close(fd)
+            raise Failure("agent", "agent", "cannot start a process: %s" % error)
+        (in_r, self.stdin), (self.stdout, out_w), (self.stderr, err_w) = pipes
+        for fd in (in_r, out_w, err_w):
+            agent.close(fd)
+        for fd in (self.stdin, self.stdout, self.stderr):
+            os.set_blocking(fd, False)
+        agent.watch(self.stdout, select.POLLIN, self.on_stdout)
+        agent.watch(self.stderr, select.POLLIN, self.on_stderr)
+
+    # before it is up
+
+    def read(self, fd):
+        try:
+            return os.read(fd, 65536)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def on_stdout(self, fd, events):
+        data = self.read(fd)
+        if data == b"":
+            self.on_close()
+        elif data and self.state == "up":
+            self.inbuf += data
+            self.relay()
+        elif data:
+            self.noise += data
+            self.look()
+
+    def on_stderr(self, fd, events):
+        data = self.read(fd)
+        if data == b"":
+            self.agent.close(fd)
+            self.stderr = None
+        elif data and self.state != "up":
+            self.errors += data
+            self.look()
+
+    def look(self):
+        if len(self.noise) + len(self.errors) > self.NOISE_MAX:
+            self.fail("agent", "agent", "the start printed too much")
+            return
+        if self.state == "become":
+            self.look_for_success()
+        if self.state == "ready":
+            at = self.noise.find(self.marker)
+            if at >= 0:
+                self.state = "up"
+                self.inbuf += self.noise[at + len(self.marker) :]
+                del self.noise[:], self.errors[:]
+                self.spec = {}
+                self.relay()
+            elif self.missing in self.noise:
+                self.fail("no_python", "agent", "no Python found on the target")
+
+    def look_for_success(self):
+        success, prompt = self.one(b"become_success"), self.one(b"become_prompt")
+        for seen in (self.noise, self.errors):
+            for line in bytes(seen).splitlines():
+                if success in line:
+                    self.ready()
+                    return
+        for key, kind in (
+            (b"become_wrong", "become_password_wrong"),
+            (b"become_missing", "become_password_missing"),
+        ):
+            for words in self.spec.get(key, []):
+                if words and (words in self.noise or words in self.errors):
+                    self.fail(kind, "become", self.said())
+                    return
+        if prompt and not self.asked:
+            if prompt in self.noise or prompt in self.errors:
+                if not self.spec.get(b"become_password"):
+                    self.fail("become_password_missing", "become", self.said())
+                    return
+                self.asked = True
+                self.outbuf += self.one(b"become_password") + b"\n"
+                self.spec[b"become_password"] = [b""]
+                self.write()
+
+    def ready(self):
+        self.state = "ready"
+        self.outbuf += self.one(b"input")
+        self.write()
+
+    def said(self):
+        """What the become command printed, for the message."""
+        lines = (bytes(self.errors) + b"\n" + bytes(self.noise)).strip()
+        return text(lines[-2048:])
+
+    # frames
+
+    def relay(self):
+        at = 0
+        try:
+            while True:
+                head = frame_at(self.inbuf, at)
+                if head is None:
+                    break
+                kind, flags, index, request, length = head
+                end = at + HEADER.size + length
+                if index:
+                    raise ProtocolError("agent of an agent of an agent")
+                if kind == T_HELLO and self.request is not None:
+                    self.on_hello(bytes(self.inbuf[at + HEADER.size : end]))
+                else:
+                    part = self.inbuf[at:end]
+                    struct.pack_into(">H", part, 6, self.index)
+                    self.agent.out += part
+                at = end
+        except ProtocolError as error:
+            self.gone("agent", "protocol error of the sub-agent: %s" % error)
+            return
+        del self.inbuf[:at]
+
+    def on_hello(self, body):
+        items = unpack(body)
+        self.agent.send(
+            T_STARTED, pack(items + [b"reused", b"0"]), self.request, 0, self.index
+        )
+        self.request = self.deadline = None
+
+    def forward(self, header_and_body):
+        struct.pack_into(">H", header_and_body, 6, 0)
+        self.outbuf += header_and_body
+        self.write()
+
+    def write(self, fd=None, events=0):
+        if self.stdin is None:
+            return
+        while self.outbuf:
+            try:
+                count = os.write(self.stdin, bytes(self.outbuf[:BODY_MAX]))
+            except BlockingIOError:
+                self.agent.watch(self.stdin, select.POLLOUT, self.write)
+                return
+            except OSError:
+                self.outbuf.clear()
+                break
+            del self.outbuf[:count]
+        self.agent.unwatch(self.stdin)
+
+    # the end
+
+    def on_close(self):
+        """Its stdout ended: it is dying or dead. Let its last words come."""
+        self.agent.close(self.stdout)
+        self.stdout = None
+        self.close_stdin()
+        if self.kill_at is None:
+            self.kill_at = time.monotonic() + 1.0
+
+    def on_sigchld(self):
+        if self.pid is None:
+            return
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return
+        self.pid = None
+        for fd in (self.stderr, self.stdout):
+            for _ in range(16):
+                if fd is not None and fd in (self.stderr, self.stdout):
+                    (self.on_stderr if fd == self.stderr else self.on_stdout)(fd, 0)
+        if self.state == "gone":
+            return
+        rc = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+        if self.state == "up":
+            self.gone("agent", "the sub-agent ended with status %d" % rc)
+        elif self.state == "become":
+            said = self.said() or "become ended with status %d" % rc
+            self.fail("become", "become", said)
+        else:
+            said = "the agent's interpreter ended with status %d: %s" % (
+                rc,
+                self.said(),
+            )
+            self.fail("agent", "agent", said)
+
+    def next_time(self):
+        times = [t for t in (self.deadline, self.kill_at) if t is not None]
+        return min(times) if times else None
+
+    def on_time(self, now):
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+            what = "become" if self.state == "become" else "agent"
+            self.fail(what, what, "no answer in time: %s" % self.said())
+        if self.kill_at is not None and now >= self.kill_at:
+            self.kill_at = None
+            if self.pid is not None:
+                for action in (os.killpg, os.kill):
+                    try:
+                        action(self.pid, signal.SIGKILL)
+                    except OSError:
+                        pass
+
+    def fail(self, kind, layer, message):
+        """Not up yet: answers START."""
+        if self.request is not None:
+            failure = Failure(kind, layer, message)
+            self.agent.send(
+                T_FAILED, pack(failure.items), self.request, 0, self.index
+            )
+            self.request = None
+        self.stop()
+
+    def gone(self, kind, message):
+        """Was up: everything it had under way has failed."""
+        if self.request is not None:
+            self.fail(kind, "agent", message)
+            return
+        failure = Failure(kind, "agent", message, 1)
+        self.agent.send(T_FAILED, pack(failure.items), 0, 0, self.index)
+        self.stop()
+
+    def cancel(self):
+        self.fail("cancelled", "agent", "cancelled")
+
+    def close_stdin(self):
+        if self.stdin is not None:
+            self.agent.close(self.stdin)
+            self.stdin = None
+
+    def stop(self):
+        """Closes its stdin, which ends it; kills what is left after 3 s."""
+        self.state, self.deadline = "gone", None
+        self.agent.subs.pop(self.index, None)
+        self.close_stdin()
+        for fd in (self.stdout, self.stderr):
+            if fd is not None:
+                self.agent.close(fd)
+        self.stdout = self.stderr = None
+        if self.pid is not None:
+            self.kill_at = time.monotonic() + 3.0
+            self.agent.leaving.append(self)
+
+
+# ---------------------------------------------------------------- the agent
+
+
+class Agent:
+    def __init__(self, nonce, interpreters):
+        self.nonce, self.interpreters = nonce, interpreters
+        self.jobs = {}  # request -> Process, Put, Fetch
+        self.subs = {}  # agent number -> SubAgent
+        self.leaving = []  # killed, but not reaped yet
+        self.payloads = {}
+        self.libraries = []
+        self.ahead = Ahead()
+        self.own_fds = set()
+        self.handlers = {}
+        self.poll = select.poll()
+        self.input, self.out = bytearray(), bytearray()
+        self.ending = False
+        self.stale = False  # the interpreter's file has changed
+        self.signalled = False
+
+    # descriptors
+
+    def watch(self, fd, events, handler):
+        known = self.handlers.get(fd)
+        if known is None:
+            self.poll.register(fd, events)
+        elif known[0] != events:
+            self.poll.modify(fd, events)
+        self.handlers[fd] = (events, handler)
+
+    def unwatch(self, fd):
+        if self.handlers.pop(fd, None) is not None:
+            self.poll.unregister(fd)
+
+    def close(self, fd):
+        self.unwatch(fd)
+        self.own_fds.discard(fd)
+        os.close(fd)
+
+    def send(self, kind, body, request=0, flags=0, agent=0):
+        self.out += frame(kind, body, request, agent, flags)
+
+    def log(self, level, message):
+        self.send(T_LOG, pack([level, message]))
+
+    def fail(self, request, failure):
+        self.jobs.pop(request, None)
+        self.send(T_FAILED, pack(failure.items), request)
+
+    def exit_zero(self, job):
+        self.jobs.pop(job.request, None)
+        elapsed = int((time.monotonic() - job.begun) * 1e6)
+        self.send(T_EXIT, pack([0, 0, elapsed, b"", b"", 0]), job.request)
+
+    # start
+
+    def start(self):
+        """Takes stdin and stdout for the frames, and leaves /dev/null there."""
+        import fcntl
+
+        global AT_START
+        AT_START = frozenset(sys.modules)
+        self.dont_write_bytecode = sys.dont_write_bytecode
+        sys.dont_write_bytecode = True
+        self.environ = environ_at_start()
+        try:
+            self.cwd = os.getcwd()
+        except OSError:
+            self.cwd = None
+        stock_sys_path(self.cwd)
+        self.locale = locale_of(self.environ)
+        self.control_in = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.control_out = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        wake_r, self.wake_w = os.pipe()
+        for fd in (self.control_in, self.control_out, wake_r, self.wake_w):
+            os.set_blocking(fd, False)
+            self.own_fds.add(fd)
+        self.signals_at_start = {}
+        for name in ("SIGCHLD", "SIGTERM", "SIGHUP", "SIGINT"):
+            signum = getattr(signal, name)
+            self.signals_at_start[signum] = signal.getsignal(signum)
+            if name == "SIGCHLD" or self.signals_at_start[signum] != signal.SIG_IGN:
+                signal.signal(signum, self.on_signal)
+        signal.set_wakeup_fd(self.wake_w)
+        self.watch(wake_r, select.POLLIN, self.on_wake)
+        self.watch(self.control_in, select.POLLIN, self.on_input)
+        gc.disable()
+        self.executable = self.executable_state()
+        self.out += b"\nCHURTEN-" + self.nonce + b"-READY\n"
+        self.hello()
+        self.flush()
+
+    def hello(self):
+        from _frozen_importlib_external import MAGIC_NUMBER
+
+        info = [
+            "python", sys.executable or "",
+            "version", "%d.%d.%d" % sys.version_info[:3],
+            "magic", MAGIC_NUMBER.hex(),
+            "pid", os.getpid(),
+            "uid", os.getuid(),
+            "home", os.path.expanduser("~"),
+            "hostname", os.uname().nodename,
+            "interpreters", self.interpreters,
+            "path", os.environ.get("PATH", ""),
+        ]  # fmt: skip
+        self.send(T_HELLO, pack(info))
+
+    def executable_state(self):
+        try:
+            info = os.stat(sys.executable)
+            return info.st_dev, info.st_ino, info.st_mtime
+        except (OSError, TypeError, ValueError):
+            return None
+
+    # the loop
+
+    def on_signal(self, signum, stack):
+        self.signalled = True
+        if signum != signal.SIGCHLD:
+            self.ending = True
+
+    def on_wake(self, fd, events):
+        try:
+            os.read(fd, 4096)
+        except OSError:
+            pass
+
+    def loop(self):
+        while not self.ending:
+            self.turn(self.next_time())
+            if self.stale and not (self.jobs or self.subs or self.out):
+                break
+        self.shutdown()
+
+    def turn(self, until):
+        fetches = self.fetches()
+        wait = None
+        if until is not None:
+            wait = max(0, int((until - time.monotonic()) * 1000) + 1)
+        if fetches:
+            wait = 0
+        for fd, events in self.poll.poll(wait):
+            known = self.handlers.get(fd)
+            if known is not None:
+                known[1](fd, events)
+        if self.signalled:
+            self.signalled = False
+            for job in self.everyone():
+                job.on_sigchld()
+        now = time.monotonic()
+        for job in self.everyone():
+            due = job.next_time()
+            if due is not None and now >= due:
+                job.on_time(now)
+        self.leaving = [job for job in self.leaving if job.pid is not None]
+        for fetch in fetches:
+            if fetch.ready():
+                fetch.pump()
+        self.flush()
+
+    def everyone(self):
+        """All that have a child process."""
+        jobs = [job for job in self.jobs.values() if isinstance(job, Process)]
+        return jobs + list(self.subs.values()) + self.leaving
+
+    def fetches(self):
+        if len(self.out) > WINDOW:
+            return []
+        return [
+            job
+            for job in self.jobs.values()
+            if isinstance(job, Fetch) and job.ready()
+        ]
+
+    def next_time(self):
+        times = [job.next_time() for job in self.everyone()]
+        times = [t for t in times if t is not None]
+        return min(times) if times else None
+
+    def flush(self, fd=None, events=0):
+        try:
+            while self.out:
+                count = os.write(self.control_out, bytes(self.out[:BODY_MAX]))
+                del self.out[:count]
+        except BlockingIOError:
+            self.watch(self.control_out, select.POLLOUT, self.flush)
+            return
+        except OSError:
+            self.ending = True
+            self.out.clear()
+        self.unwatch(self.control_out)
+
+    def shutdown(self):
+        """The controller has gone: so does everything started for it."""
+        for job in list(self.jobs.values()):
+            if not isinstance(job, Process):
+                job.drop()
+        jobs = self.everyone()
+        for job in jobs:
+            if isinstance(job, SubAgent):
+                job.stop()
+            elif job.pid is not None and job.status is None:
+                job.cancel()
+        self.unwatch(self.control_in)
+        until = time.monotonic() + 3.5
+        while time.monotonic() < until:
+            waiting = [j for j in jobs if j.pid is not None and j.kill_at is not None]
+            if not waiting:
+                break
+            times = [j.next_time() for j in waiting if j.next_time() is not None]
+            self.turn(min([until] + times))
+        for library in self.libraries:
+            library.remove()
+
+    # frames
+
+    def on_input(self, fd, events):
+        try:
+            data = os.read(fd, BODY_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.ending = True
+            return
+        self.input += data
+        at = 0
+        while True:
+            head = frame_at(self.input, at)
+            if head is None:
+                break
+            kind, flags, index, request, length = head
+            end = at + HEADER.size + length
+            if index and kind != T_START:
+                self.on_sub_frame(index, kind, request, self.input[at:end])
+            else:
+                body = bytes(self.input[at + HEADER.size : end])
+                if flags & F_ZLIB:
+                    body = inflate(body, kind)
+                self.on_frame(kind, flags, index, request, body)
+            at = end
+        del self.input[:at]
+
+    def on_sub_frame(self, index, kind, request, part):
+        sub = self.subs.get(index)
+        if sub is None or sub.state != "up":
+            if kind in (T_RUN, T_EXEC, T_PUT, T_FETCH):
+                failure = Failure("agent", "agent", "no such sub-agent")
+                self.send(T_FAILED, pack(failure.items), request, 0, index)
+            elif kind == T_CANCEL and sub is not None:
+                sub.cancel()
+            elif kind == T_CLOSE and sub is not None:
+                sub.stop()
+        elif kind == T_CLOSE and request == 0:
+            sub.stop()
+        else:
+            sub.forward(part)
+
+    def on_frame(self, kind, flags, index, request, body):
+        if kind in (T_DATA, T_WINDOW, T_CANCEL):
+            job = self.jobs.get(request)
+            if job is None:
+                return  # it has ended meanwhile
+            if kind == T_DATA:
+                job.on_data(flags, body)
+            elif kind == T_WINDOW:
+                if len(body) != 4:
+                    raise ProtocolError("bad window")
+                job.on_window(int.from_bytes(body, "big"))
+            else:
+                job.cancel()
+        elif kind == T_PING:
+            self.send(T_PONG, body[:64], request)
+        elif kind in (T_PONG, T_CLOSE):
+            pass
+        elif kind == T_PAYLOAD:
+            items = unpack(body, 2)
+            if items[0] not in self.payloads:
+                marshalled = items[2] if len(items) > 2 else None
+                self.payloads[items[0]] = Payload(items[1], marshalled)
+        elif kind in (T_START, T_RUN, T_EXEC, T_PUT, T_FETCH):
+            self.on_request(kind, index, request, body)
+        else:
+            raise ProtocolError("frame type %d is not for an agent" % kind)
+
+    def on_request(self, kind, index, request, body):
+        if kind != T_START and (request in self.jobs or request == 0):
+            raise ProtocolError("request number in use")
+        try:
+            if kind == T_START:
+                if index == 0 or index in self.subs:
+                    raise ProtocolError("agent number in use")
+                self.subs[index] = SubAgent(self, index, request, body)
+            elif kind == T_RUN:
+                self.on_run(request, Run(body))
+            elif kind == T_EXEC:
+                self.on_exec(request, unpack(body, 5))
+            elif kind == T_FETCH:
+                self.jobs[request] = Fetch(self, request, body)
+            else:
+                self.on_put(request, body)
+        except Failure as failure:
+            if kind == T_START:
+                self.send(T_FAILED, pack(failure.items), request, 0, index)
+            else:
+                self.fail(request, failure)
+        except OSError as error:
+            path = unpack(body, 1)[0] if kind in (T_PUT, T_FETCH) else b"agent"
+            self.fail(request, file_failure(error, path, 0))
+
+    # RUN
+
+    def on_run(self, request, run):
+        if self.executable_state() != self.executable:
+            self.stale = True
+            raise Failure("agent", "agent", "interpreter changed")
+        payload = self.payloads.get(run.key)
+        if payload is None:
+            raise Failure("agent", "agent", "no such payload")
+        if run.form not in (b"218", b"219"):
+            raise Failure("unsupported", "agent", "unknown form of payload")
+        self.prepare(payload, run)
+        library = payload.library
+        job = Process(self, request, run.timeout_ms)
+        self.jobs[request] = job
+        if self.needs_fresh(run.env) or library.other_core(self.ahead.library):
+            env = dict(self.environ, **run.env)
+            argv = [sys.executable]
+            job.stdin_end = True
+            job.start(
+                lambda: exec_child(self, argv, env, argv[0]), fresh_script(library, run)
+            )
+            return
+        learn = None
+        if payload.ahead and payload.runs == 1 and library is self.ahead.library:
+            import mmap
+
+            learn = job.learn = mmap.mmap(-1, 65536)
+            job.payload = payload
+        job.start(lambda: module_child(self, library, run, learn))
+
+    def prepare(self, payload, run):
+        """Before the fork: the zip file, compiled code, imports done ahead."""
+        self.ahead.refresh()
+        if payload.library is None:
+            for library in self.libraries:
+                if library.agrees(payload):
+                    break
+            else:
+                library = self.new_library(run)
+            library.add(payload)
+        library = payload.library
+        library.check()
+        payload.runs += 1
+        path = run.module.replace(".", "/") + ".py"
+        if path in library.crcs:
+            library.know_folder(os.path.dirname(path))
+            try:
+                library.code(path)
+            except (SyntaxError, ValueError):
+                pass  # the child will say so
+        self.ahead.run(payload, self.ahead.wanted(payload, run.module, run.form))
+
+    def new_library(self, run):
+        name = "ansible_%s_payload" % run.module.rpartition(".")[2]
+        folder = make_folder(run.temp, name + "_")
+        library = Library(os.path.join(folder, name + ".zip"))
+        self.libraries.append(library)
+        library.importer = make_importer(library)
+        sys.path_hooks.insert(0, library.importer)
+        return library
+
+    def learned(self, job):
+        size = struct.unpack(">I", job.learn[:4])[0]
+        if 0 < size <= len(job.learn) - 4:
+            names = job.learn[4 : 4 + size].decode("utf-8", "replace").split("\n")
+            self.ahead.run(job.payload, names)
+        job.learn.close()
+        job.learn = None
+
+    def needs_fresh(self, env):
+        for name in env:
+            if name.startswith(START_VARIABLES):
+                return True
+        if not any(name == "LANG" or name.startswith("LC_") for name in env):
+            return False
+        return locale_of(dict(self.environ, **env)) != self.locale
+
+    # EXEC and PUT
+
+    def on_exec(self, request, items):
+        command, env, timeout_ms, stdin, shell = items[:5]
+        if stdin not in (b"null", b"data") or shell not in (b"login", b"sh"):
+            raise ProtocolError("bad EXEC")
+        env = dict(self.environ, **environment(env))
+        job = Process(self, request, number(timeout_ms))
+        self.jobs[request] = job
+
+        def child():
+            path, argv0 = "/bin/sh", "sh"
+            if shell == b"login":
+                # The name service is asked here: the agent must not keep
+                # what it answered when it began.
+                import pwd
+
+                for name in ("SHLVL", "PWD", "OLDPWD", "_"):
+                    env.pop(name, None)
+                try:
+                    path = pwd.getpwuid(os.getuid()).pw_shell or path
+                except KeyError:
+                    pass
+                argv0 = os.path.basename(path)
+            exec_child(self, [argv0, "-c", os.fsdecode(command)], env, path)
+
+        job.start(child, b"" if stdin == b"data" else None)
+
+    def on_put(self, request, body):
+        path, mode, _ = unpack(body, 3)[:3]
+        try:
+            special = not stat.S_ISREG(os.stat(path).st_mode)
+        except OSError:
+            special = False
+        if not special:
+            if mode:
+                try:
+                    int(mode, 8)
+                except ValueError:
+                    raise ProtocolError("bad mode")
+            self.jobs[request] = Put(self, request, body)
+            return
+        job = Process(self, request, 0)
+        self.jobs[request] = job
+        argv = ["sh", "-c", 'exec cat > "$1"', "sh", os.fsdecode(path)]
+        job.on_end = self.put_ended
+        job.start(lambda: exec_child(self, argv, self.environ, "/bin/sh"), b"")
+
+    def put_ended(self, job):
+        if job.status == (0, 0):
+            self.send(T_EXIT, pack([0, 0, job.elapsed, b"", b"", 0]), job.request)
+            return
+        said = text(bytes(job.buffers[STDERR]).strip()) or "cat failed"
+        failure = Failure("file", "file", said, 1)
+        self.send(T_FAILED, pack(failure.items), job.request)
+
+
+def environ_at_start():
+    """The environment the interpreter was started with: without the LC_CTYPE
+    that Python puts in for the C locale (PEP 538)."""
+    environ = dict(os.environ)
+    if environ.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8"):
+        try:
+            with open("/proc/self/environ", "rb") as file:
+                if b"\0LC_CTYPE=" not in b"\0" + file.read():
+                    del environ["LC_CTYPE"]
+        except OSError:
+            pass
+    return environ
+
+
+def locale_of(environ):
+    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
+        if environ.get(name):
+            return environ[name]
+    return "C"
+
+
+def stock_sys_path(cwd):
+    """As the wrapper does: no entry for the directory the script is in."""
+    left_out = ("", ".", cwd and os.path.realpath(cwd))
+    sys.path = [path for path in sys.path if path not in left_out]
+
+
+def make_folder(wanted, prefix):
+    """A new 0700 directory in `wanted` or where tempfile would make one."""
+    places = [wanted] + [os.environ.get(n) for n in ("TMPDIR", "TEMP", "TMP")]
+    error = None
+    for place in places + ["/tmp", "/var/tmp", "/usr/tmp", "."]:
+        if not place:
+            continue
+        folder = os.path.join(
+            os.path.realpath(os.path.expanduser(place)), prefix + os.urandom(4).hex()
+        )
+        try:
+            os.mkdir(folder, 0o700)
+            return folder
+        except OSError as problem:
+            error = problem
+    raise Failure("agent", "agent", "no temporary directory: %s" % error)
+
+
+def main(nonce, interpreters):
+    """Called by the bootstrap's loader in a fresh `python -c`."""
+    sys.argv = [""]
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv = sys.orig_argv[:1]
+    sys.modules["__main__"].__file__ = "<stdin>"
+    agent = Agent(nonce, interpreters)
+    agent.start()
+    try:
+        agent.loop()
+    except ProtocolError:
+        agent.shutdown()
+    except BaseException as error:
+        import traceback
+
+        trace = "".join(traceback.format_tb(error.__traceback__)[-4:])
+        agent.log("error", "agent: %r\n%s" % (error, trace))
+        agent.shutdown()
+    finally:
+        os._exit(0)

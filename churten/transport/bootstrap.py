@@ -1,0 +1,190 @@
+"""Starting an agent: the command line and the bytes for its stdin.
+
+One remote command finds the interpreter, starts it once and writes nothing to the
+target's disk. The command must pass through any login shell as it is, so it holds
+no single quote, backslash, exclamation mark or newline inside its single quotes.
+What the interpreter reads from its stdin (`start_input`):
+
+    stage   STAGE_SIZE bytes of Python that any version since 2.7 can parse
+    nonce   32 bytes
+    sizes   two numbers of 8 digits: of the source and of the code that follow
+    source  zlib: churten/agent.py without comments and docstrings
+    magic   4 bytes: which interpreters the code is for
+    code    zlib: the same, compiled, without line numbers (a target of our own
+            Python version saves compiling, which costs more than its start)
+
+`marshal_payload` does the same favour for a module's payload (PAYLOAD frame).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import io
+import marshal
+import re
+import tokenize
+import types
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGE_SIZE = 640
+
+# Reads exactly SIZE bytes, then runs the stage. No quotes: it stands inside two
+# kinds of them already.
+LOADER = (
+    "import os,sys;"
+    "f=lambda b:b if len(b)==SIZE else f(b+(os.read(0,SIZE-len(b))or sys.exit(1)));"
+    "d=f(bytes());exec(d[:STAGE])"
+)
+
+STAGE = """\
+n=d[STAGE:STAGE+32]
+if sys.version_info<(3,6):
+ sys.stdout.write("\\nCHURTEN-%s-NOPYTHON\\n"%n.decode());sys.stdout.flush();sys.exit(0)
+import zlib,marshal
+from _frozen_importlib_external import MAGIC_NUMBER as m
+a=STAGE+48
+b=a+int(d[STAGE+32:a-8])
+if m==d[b:b+4] and not sys.flags.optimize:c=marshal.loads(zlib.decompress(d[b+4:]))
+else:c=compile(zlib.decompress(d[a:b]),"<churten agent>","exec",0,True)
+g={"__name__":"churten_agent","__builtins__":__builtins__}
+i=sys.argv[1] if len(sys.argv)>1 else ""
+del d,f,a,b
+exec(c,g)
+g["main"](n,i)
+"""
+
+_WORD = re.compile(r"[\w./+:@%=,~-]+\Z", re.ASCII)
+_NONCE = re.compile(r"[0-9a-f]{32}\Z")
+
+
+def _agent_source() -> str:
+    path = Path(__file__).parent.parent / "agent.py"
+    return strip_source(path.read_text(encoding="utf-8"))
+
+
+def strip_source(source: str) -> str:
+    """The same program without comments and docstrings; lines keep their numbers."""
+    lines = source.split("\n")
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            continue
+        first = node.body[0]
+        if (
+            isinstance(first, ast.Expr)
+            and isinstance(first.value, ast.Constant)
+            and isinstance(first.value.value, str)
+        ):
+            indent = lines[first.lineno - 1][: first.col_offset]
+            for at in range(first.lineno - 1, first.end_lineno or first.lineno):
+                lines[at] = ""
+            lines[first.lineno - 1] = indent + "0"
+    text = "\n".join(lines)
+    lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    return "\n".join(lines)
+
+
+def _without_lines(code: types.CodeType) -> types.CodeType:
+    """Line and column tables are half of a code object."""
+    consts = tuple(
+        _without_lines(item) if isinstance(item, types.CodeType) else item
+        for item in code.co_consts
+    )
+    return code.replace(co_linetable=b"", co_consts=consts)
+
+
+@functools.lru_cache(maxsize=1)
+def _input_parts() -> tuple[bytes, bytes]:
+    """What stands before and after the nonce."""
+    source = _agent_source()
+    code = compile(source, "<churten agent>", "exec", 0, True, 0)
+    packed = zlib.compress(source.encode(), 9)
+    compiled = zlib.compress(marshal.dumps(_without_lines(code)), 9)
+    stage = STAGE.replace("STAGE", str(STAGE_SIZE)).encode()
+    if len(stage) > STAGE_SIZE:
+        raise AssertionError("STAGE_SIZE is too small")
+    sizes = b"%08d%08d" % (len(packed), len(compiled))
+    return (
+        stage.ljust(STAGE_SIZE, b"\n"),
+        sizes + packed + importlib.util.MAGIC_NUMBER + compiled,
+    )
+
+
+def start_input(nonce: str) -> bytes:
+    """`input` of the START map: the agent for any interpreter since 3.6."""
+    if not _NONCE.match(nonce):
+        raise ValueError("a nonce is 32 hex digits")
+    before, after = _input_parts()
+    return before + nonce.encode() + after
+
+
+def _loader() -> str:
+    before, after = _input_parts()
+    size = len(before) + 32 + len(after)
+    return LOADER.replace("SIZE", str(size)).replace("STAGE", str(STAGE_SIZE))
+
+
+def _words(interpreter: str) -> str:
+    """The interpreter as shell words. ValueError if it is not plain words: the
+    caller leaves such a host to the stock command."""
+    words = interpreter.split()
+    if not words or not all(_WORD.match(word) for word in words):
+        raise ValueError(f"not a plain interpreter: {interpreter!r}")
+    return " ".join(words)
+
+
+def login_command(interpreter: str | Sequence[str], nonce: str) -> str:
+    """`command` of a login agent's START map.
+
+    interpreter: a path or words as ansible_python_interpreter has them, or the list
+    of candidates for discovery, in order: the first that `command -v` knows is
+    started and HELLO brings all that were found. Prints the NOPYTHON line if there
+    is none."""
+    if not _NONCE.match(nonce):
+        raise ValueError("a nonce is 32 hex digits")
+    start = f'-c "{_loader()}"'
+    if isinstance(interpreter, str):
+        words = _words(interpreter)
+        first = words.split(" ")[0]
+        find = f"command -v {first} >/dev/null 2>&1 && exec {words} {start};"
+    else:
+        names = " ".join(_words(name) for name in interpreter)
+        find = (
+            f"i=$(for p in {names};do command -v $p;done);"
+            f'for p in $i;do exec $p {start} "$i";done;'
+        )
+    return f"/bin/sh -c '{find}echo;echo CHURTEN-{nonce}-NOPYTHON'"
+
+
+def sub_command(interpreter: str) -> str:
+    """The command a become plugin is given to wrap (build_become_command): `command`
+    of a sub-agent's START map is what it returns."""
+    return f"{_words(interpreter)} -c '{_loader()}'"
+
+
+def marshal_payload(zip_bytes: bytes) -> bytes:
+    """Third item of a PAYLOAD frame: the payload's modules compiled for targets
+    whose HELLO has `magic` equal to ours (importlib.util.MAGIC_NUMBER.hex()); for
+    others leave the item out. It is marshal of {module: (is_package, marshal of its
+    code)}; a file this Python cannot compile is left out, the target then says so."""
+    modules = {}
+    with zipfile.ZipFile(io.BytesIO(zip_bytes)) as payload:
+        for name in payload.namelist():
+            if not name.endswith(".py"):
+                continue
+            try:
+                code = compile(payload.read(name), name, "exec", 0, True, 0)
+            except (SyntaxError, ValueError):
+                continue
+            package = name.endswith("/__init__.py")
+            module = name[: -len("/__init__.py" if package else ".py")]
+            modules[module.replace("/", ".")] = (package, marshal.dumps(code))
+    return marshal.dumps(modules, 2)
