@@ -123,6 +123,14 @@ class Adapter(abc.ABC):
     def fiber_timeouts(self, hub: FiberHub) -> t.Iterator[None]:
         """While active, the task keyword `timeout` inside fibers uses the hub's timers instead of SIGALRM."""
 
+    @contextlib.contextmanager
+    def light_modules(self) -> t.Iterator[None]:
+        """While active, modules for our connections are built without their wrapper program; see compat/modules.py."""
+        from .modules import light_modules
+
+        with light_modules():
+            yield
+
     def process_rpc(self, strategy: t.Any) -> None:
         """Serve requests of forked workers, where the core has such."""
 
@@ -170,7 +178,7 @@ class Adapter(abc.ABC):
             plugin_loader.get_plugin_loader_namespace = self.namespace
             os_hook = functools.partial(setattr, time, "sleep", real_sleep)
             _restore_in_child.append(os_hook)
-            with self.fiber_timeouts(hub):
+            with self.fiber_timeouts(hub), self.light_modules():
                 yield
         finally:
             _restore_in_child.clear()

@@ -84,6 +84,20 @@ class ModuleCall(bytes):
     """A wrapper program, as bytes, that also knows what it runs. Accepted by `exec_command` as `in_data`."""
 
     module: Module
+    _build: t.Callable[[], bytes] | None = None  # for one without its program: makes it
+
+    @classmethod
+    def light(cls, module: Module, build: t.Callable[[], bytes]) -> ModuleCall:
+        """A call that knows what it runs but not yet the program; `whole` builds it when it is needed after all."""
+        call = cls(b"churten: the program of this module was not built\n")
+        call.module = module
+        call._build = build
+        return call
+
+    @staticmethod
+    def whole(in_data: bytes | None) -> bytes | None:
+        """`in_data` as stock would have it: the program text."""
+        return in_data._build() if isinstance(in_data, ModuleCall) and in_data._build is not None else in_data
 
     @classmethod
     def from_wrapper(cls, wrapper: bytes) -> ModuleCall | None:
