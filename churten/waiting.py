@@ -31,7 +31,9 @@ class Hub(t.Protocol):
 class Pump(t.Protocol):
     """What the pool client offers to the hub."""
 
-    closed: bool
+    @property
+    def closed(self) -> bool:
+        """True while there is no connection."""
 
     def pump(self, timeout_ms: int, wake_fd: int = -1) -> int:
         """Wait for answers (or until `wake_fd` is readable), wake their owners, return how many requests finished."""

@@ -39,13 +39,57 @@ LONGEST_IDLE_MS = 3_600_000
 
 # No effect on what a session of ours does, or done by other means.
 IGNORE = frozenset(
-    """host batchmode canonicalizefallbacklocal canonicalizehostname canonicalizemaxdots canonicaldomains canonicalizepermittedcnames checkhostip
-    clearallforwardings compression compressionlevel controlmaster controlpath enableescapecommandline enablesshkeysign escapechar exitonforwardfailure
-    fingerprinthash forwardx11timeout forwardx11trusted gatewayports gssapidelegatecredentials gssapikexalgorithms gssapirenewalforcesrekey
-    gssapitrustdns gssapiclientidentity gssapiserveridentity hostbasedacceptedalgorithms hostbasedkeytypes ipqos loglevel logverbose
-    numberofpasswordprompts obscurekeystroketiming permitremoteopen rekeylimit streamlocalbindmask
-    streamlocalbindunlink syslogfacility tcpkeepalive tunneldevice updatehostkeys visualhostkey xauthlocation
-    localcommand warnweakcrypto versionaddendum ignoreunknown usekeychain""".split()
+    {
+        "batchmode",
+        "canonicaldomains",
+        "canonicalizefallbacklocal",
+        "canonicalizehostname",
+        "canonicalizemaxdots",
+        "canonicalizepermittedcnames",
+        "checkhostip",
+        "clearallforwardings",
+        "compression",
+        "compressionlevel",
+        "controlmaster",
+        "controlpath",
+        "enableescapecommandline",
+        "enablesshkeysign",
+        "escapechar",
+        "exitonforwardfailure",
+        "fingerprinthash",
+        "forwardx11timeout",
+        "forwardx11trusted",
+        "gatewayports",
+        "gssapiclientidentity",
+        "gssapidelegatecredentials",
+        "gssapikexalgorithms",
+        "gssapirenewalforcesrekey",
+        "gssapiserveridentity",
+        "gssapitrustdns",
+        "host",
+        "hostbasedacceptedalgorithms",
+        "hostbasedkeytypes",
+        "ignoreunknown",
+        "ipqos",
+        "localcommand",
+        "loglevel",
+        "logverbose",
+        "numberofpasswordprompts",
+        "obscurekeystroketiming",
+        "permitremoteopen",
+        "rekeylimit",
+        "streamlocalbindmask",
+        "streamlocalbindunlink",
+        "syslogfacility",
+        "tcpkeepalive",
+        "tunneldevice",
+        "updatehostkeys",
+        "usekeychain",
+        "versionaddendum",
+        "visualhostkey",
+        "warnweakcrypto",
+        "xauthlocation",
+    }
 )
 
 # Values that only a plain ssh command line for each command can give.
@@ -117,7 +161,15 @@ class ConfigFiles:
             self.state.append((path, str(ex.errno)))
             self.by_host = self.by_moment = True
             return
-        self.state.append((path, *(str(n) for n in (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_uid, found.st_mode))))
+        self.state.append(
+            (
+                path,
+                *(
+                    str(n)
+                    for n in (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_uid, found.st_mode)
+                ),
+            )
+        )
         for line in lines:
             self._line(line, relative_to, depth)
 
@@ -135,7 +187,9 @@ class ConfigFiles:
         elif keyword == "match":
             words = rest.lower().split()
             self.by_host = self.by_host or words != ["all"]
-            self.by_moment = self.by_moment or any(w.lstrip("!") in ("exec", "localnetwork", "command") or w.startswith("exec=") for w in words)
+            self.by_moment = self.by_moment or any(
+                w.lstrip("!") in ("exec", "localnetwork", "command") or w.startswith("exec=") for w in words
+            )
         elif keyword == "include":
             self._include(rest, relative_to, depth)
         elif keyword != "controlpath" and "%" in rest:
@@ -161,7 +215,9 @@ class ConfigFiles:
 
 def _config_argument(argv: t.Sequence[str]) -> str | None:
     """The file of the first -F; OpenSSH uses the last one given, so more than one counts as a file that is not there."""
-    found = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "-F"] + [a[2:] for a in argv if a.startswith("-F") and len(a) > 2]
+    found = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "-F"] + [
+        a[2:] for a in argv if a.startswith("-F") and len(a) > 2
+    ]
     if len(found) > 1:
         return found[-1]
     return found[0] if found else None
@@ -201,7 +257,11 @@ def settings_for(request: Request, files: ConfigFiles | None = None) -> tuple[Se
             return _ask(argv, request.host, files), base
         _settings[key] = answer
     changed = {"host": [request.host], "hostname": [request.host.lower()], "port": port, "user": user}
-    return {**answer, **{k: [v] for k, v in changed.items() if isinstance(v, str)}, **{k: v for k, v in changed.items() if isinstance(v, list)}}, base
+    return {
+        **answer,
+        **{k: [v] for k, v in changed.items() if isinstance(v, str)},
+        **{k: v for k, v in changed.items() if isinstance(v, list)},
+    }, base
 
 
 _files: dict[tuple[str, ...], ConfigFiles] = {}
@@ -260,7 +320,16 @@ def _ask(argv: list[str], host: str, files: ConfigFiles | None) -> Settings:
     if executable is None:
         raise OSError(f"{argv[0]} was not found")
     found = os.stat(executable)
-    state = [executable, found.st_ino, found.st_size, found.st_mtime_ns, os.getuid(), argv[1:], host, files.state if files else None]
+    state = [
+        executable,
+        found.st_ino,
+        found.st_size,
+        found.st_mtime_ns,
+        os.getuid(),
+        argv[1:],
+        host,
+        files.state if files else None,
+    ]
     name = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     keep = files is None or not files.by_moment
     text = runtime.cache_get(name) if keep else None
@@ -330,7 +399,11 @@ def refuse(request: Request, transport: str, reason: str) -> Plan:
 def _plan(request: Request) -> Plan:
     if request.wanted == "stock":
         return Plan("stock", ["churten_transport is stock"], {})
-    if not request.argv or os.path.basename(request.argv[0]) != "ssh" or shutil.which(request.argv[0]) != shutil.which("ssh"):
+    if (
+        not request.argv
+        or os.path.basename(request.argv[0]) != "ssh"
+        or shutil.which(request.argv[0]) != shutil.which("ssh")
+    ):
         return Plan("stock", [f"ssh_executable is {request.argv[0] if request.argv else 'missing'}"], {})
     if request.host.startswith("-"):
         return Plan("stock", ["unusual host name"], {})
@@ -357,7 +430,9 @@ def decide(request: Request, settings: Settings, base: Settings) -> Plan:
     return Plan("ssh", mapper.client, _client_spec(request, spec), mapper.asks_tty)
 
 
-_LOCAL_ENV = re.compile(r"_|SHLVL|OLDPWD|PWD|WINDOWID|COLUMNS|LINES|TMUX.*|STY|SSH_TTY|SSH_CLIENT|SSH_CONNECTION|XDG_SESSION_ID|ANSIBLE_.*|CHURTEN_.*")
+_LOCAL_ENV = re.compile(
+    r"_|SHLVL|OLDPWD|PWD|WINDOWID|COLUMNS|LINES|TMUX.*|STY|SSH_TTY|SSH_CLIENT|SSH_CONNECTION|XDG_SESSION_ID|ANSIBLE_.*|CHURTEN_.*"
+)
 
 
 def _client_spec(request: Request, spec: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
@@ -366,7 +441,11 @@ def _client_spec(request: Request, spec: dict[str, str | list[str]]) -> dict[str
     argv = list(request.argv)
     if request.own_control_path or not spec.get("_master"):
         control += ["-o", "ControlPath=none"]
-    out = {k: v for k, v in spec.items() if k in ("host", "port", "user", "timeout_ms", "idle_ms", "alive_interval_ms", "alive_count")}
+    out = {
+        k: v
+        for k, v in spec.items()
+        if k in ("host", "port", "user", "timeout_ms", "idle_ms", "alive_interval_ms", "alive_count")
+    }
     out["argv"] = [shutil.which(argv[0]) or argv[0], *control, "-o", "BatchMode=yes", *argv[1:], "--", request.host]
     out["env"] = [f"{k}={v}" for k, v in sorted(os.environ.items()) if not _LOCAL_ENV.fullmatch(k)]
     try:
@@ -440,14 +519,20 @@ class _Mapper:
     # who with
 
     def _authentication(self) -> None:
-        given = self.one("preferredauthentications", "gssapi-with-mic,hostbased,publickey,keyboard-interactive,password").split(",")
+        given = self.one(
+            "preferredauthentications", "gssapi-with-mic,hostbased,publickey,keyboard-interactive,password"
+        ).split(",")
         methods = []
         for method in given:
             if method == "publickey" and not self.is_off("pubkeyauthentication"):
                 methods.append(method)
             elif method == "password" and self.request.password and not self.is_off("passwordauthentication"):
                 methods.append(method)
-            elif method == "keyboard-interactive" and self.request.password and not self.is_off("kbdinteractiveauthentication"):
+            elif (
+                method == "keyboard-interactive"
+                and self.request.password
+                and not self.is_off("kbdinteractiveauthentication")
+            ):
                 methods.append(method)
             elif method == "hostbased" and not self.is_off("hostbasedauthentication"):
                 self.client.append("hostbased authentication")
@@ -569,7 +654,11 @@ class _Mapper:
 
     def on_sendenv(self, values: list[str]) -> None:
         patterns = [p for v in values for p in v.split()]
-        found = {k: v for k, v in os.environ.items() if any(fnmatch.fnmatchcase(k, p) for p in patterns if not p.startswith("-"))}
+        found = {
+            k: v
+            for k, v in os.environ.items()
+            if any(fnmatch.fnmatchcase(k, p) for p in patterns if not p.startswith("-"))
+        }
         self._add_env(found)
 
     def on_setenv(self, values: list[str]) -> None:
@@ -656,7 +745,7 @@ def _is_socket(path: str) -> bool:
 def _has_tickets() -> bool:
     """Whether GSSAPI could succeed at all: Debian switches it on for everybody, few have a ticket."""
     name = os.environ.get("KRB5CCNAME", "")
-    if name.startswith("FILE:") or name.startswith("/"):
+    if name.startswith(("FILE:", "/")):
         return os.path.exists(name.removeprefix("FILE:"))
     if name or glob.glob(f"/tmp/krb5cc_{os.getuid()}*"):
         return True
@@ -664,7 +753,12 @@ def _has_tickets() -> bool:
     if klist is None:
         return False
     try:
-        return subprocess.run([klist, "-s"], stdin=subprocess.DEVNULL, capture_output=True, timeout=5, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [klist, "-s"], stdin=subprocess.DEVNULL, capture_output=True, timeout=5, check=False
+            ).returncode
+            == 0
+        )
     except (OSError, subprocess.SubprocessError):
         return True
 

@@ -23,11 +23,21 @@ import typing as t
 import zipfile
 
 _MAIN_219 = b'\n\nif __name__ == "__main__":\n    _ansiballz_main(\n'
-_KEYS_219 = {b"ansible_module", b"module_fqn", b"profile", b"date_time", b"rlimit_nofile", b"params", b"extensions", b"zip_data"}
+_KEYS_219 = {
+    b"ansible_module",
+    b"module_fqn",
+    b"profile",
+    b"date_time",
+    b"rlimit_nofile",
+    b"params",
+    b"extensions",
+    b"zip_data",
+}
 _OPTIONAL_219 = {b"secrets"}
 _FQN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _DATE_219 = re.compile(rb"datetime\.datetime\([0-9, ]+(tzinfo=datetime\.timezone\.utc)?\)")
 
+_END_218 = b"\nif __name__ == '__main__':\n    _ansiballz_main()"
 _ZIP_218 = re.compile(rb"\n    ZIPDATA = (?:'|\"\"\")([A-Za-z0-9+/=]*)(?:'|\"\"\")\n")
 _PARAMS_218 = re.compile(rb"\n    ANSIBALLZ_PARAMS = (.*)\n")
 _RUN_218 = re.compile(
@@ -104,7 +114,16 @@ class ModuleCall(bytes):
         """Take `wrapper` apart; None if it is not exactly what ansible-core writes."""
         try:
             module = _parse_219(wrapper) or _parse_218(wrapper)
-        except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, binascii.Error, zipfile.BadZipFile):
+        except (
+            ValueError,
+            SyntaxError,
+            TypeError,
+            KeyError,
+            MemoryError,
+            RecursionError,
+            binascii.Error,
+            zipfile.BadZipFile,
+        ):
             return None
         if module is None:
             return None
@@ -204,7 +223,7 @@ def _once(pattern: re.Pattern[bytes], text: bytes) -> re.Match[bytes]:
 
 def _parse_218(wrapper: bytes) -> Module | None:
     """The form of core 2.18 and earlier: values written into a program text."""
-    if not wrapper.endswith(b"\nif __name__ == '__main__':\n    _ansiballz_main()\n") or not _is_wrapper(wrapper):
+    if not wrapper.endswith((_END_218, _END_218 + b"\n")) or not _is_wrapper(wrapper):
         return None
     archive = _once(_ZIP_218, wrapper)
     code = wrapper[: archive.start()] + b"\n" + wrapper[archive.end() :]
@@ -216,7 +235,9 @@ def _parse_218(wrapper: bytes) -> Module | None:
     if run.group(1) != run.group(2):
         return None
     rlimit = _once(_RLIMIT_218, code).group(1) if b"\n    import resource\n" in code else b"0"
-    return _module(archive.group(1), run.group(1).decode(), _params(_literal(params.group(1))), "", int(rlimit), "218", "")
+    return _module(
+        archive.group(1), run.group(1).decode(), _params(_literal(params.group(1))), "", int(rlimit), "218", ""
+    )
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ PING_AFTER_S = 20.0
 DEAD_AFTER_S = 60.0
 _ZLIB_FROM = 8192
 
-Source = t.Union[bytes, t.BinaryIO]
+Source = bytes | t.BinaryIO
 
 
 class PoolFailure(Exception):
@@ -200,7 +200,9 @@ class Pool:
                 now = time.monotonic()
                 Pool._starts[:] = [s for s in Pool._starts if now - s < 60]
                 if len(Pool._starts) >= STARTS_PER_MINUTE:
-                    raise runtime.RuntimeProblem(f"churten-pool was started {STARTS_PER_MINUTE} times within a minute and is gone again")
+                    raise runtime.RuntimeProblem(
+                        f"churten-pool was started {STARTS_PER_MINUTE} times within a minute and is gone again"
+                    )
                 Pool._starts.append(now)
                 runtime.start_pool(directory)
         raise runtime.RuntimeProblem(f"cannot reach the churten pool at {path}: {problem}")
@@ -293,7 +295,7 @@ class Pool:
             raise pending.failure
         assert pending.final is not None
         items = [i.decode("utf-8", "surrogateescape") for i in self._core.unpack(pending.final[1])]
-        return dict(zip(items[::2], items[1::2]))
+        return dict(zip(items[::2], items[1::2], strict=False))
 
     # --- requests ---
 
@@ -418,7 +420,12 @@ class Pool:
         owners.append(fiber)
         try:
             while not pending.done:
-                if not waiting.park(deadline) and not pending.done and deadline is not None and time.monotonic() >= deadline:
+                if (
+                    not waiting.park(deadline)
+                    and not pending.done
+                    and deadline is not None
+                    and time.monotonic() >= deadline
+                ):
                     raise PoolFailure("cancelled", "pool", "the time given for it is over", True)
         finally:
             owners.remove(fiber)
@@ -516,7 +523,7 @@ class Pool:
             return self._finish(pending, failure)
         return 0
 
-    def _guard(self, pending: Pending, what: t.Callable[..., None], *args: t.Any) -> None:
+    def _guard(self, pending: Pending, what: t.Callable[..., object], *args: t.Any) -> None:
         """Run a step for one request; its exception is that request's, not the receiver's."""
         try:
             what(*args)
@@ -544,7 +551,9 @@ class Pool:
                 pending.out.append(body)
         pending.unacked += len(body)
         if pending.unacked >= CHUNK_BYTES and not flags & FLAG_END:
-            self._client.send(WINDOW, pending.session, pending.agent, pending.request, struct.pack(">I", pending.unacked))
+            self._client.send(
+                WINDOW, pending.session, pending.agent, pending.request, struct.pack(">I", pending.unacked)
+            )
             pending.unacked = 0
 
     def _failure(self, body: bytes) -> PoolFailure:

@@ -80,7 +80,9 @@ def socket_path(directory: str) -> str:
 
 
 def pool_executable() -> str:
-    return os.environ.get("CHURTEN_POOL_EXECUTABLE") or os.path.join(os.path.dirname(os.path.dirname(__file__)), "churten-pool")
+    return os.environ.get("CHURTEN_POOL_EXECUTABLE") or os.path.join(
+        os.path.dirname(os.path.dirname(__file__)), "churten-pool"
+    )
 
 
 def start_pool(directory: str) -> None:
@@ -92,7 +94,11 @@ def start_pool(directory: str) -> None:
     error_r, error_w = os.pipe()
     child_fd = 3
     try:
-        env = {k: v for k, v in os.environ.items() if k in ("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "TZ") or k.startswith("LC_")}
+        env = {
+            k: v
+            for k, v in os.environ.items()
+            if k in ("HOME", "PATH", "USER", "LOGNAME", "SHELL", "LANG", "TZ") or k.startswith("LC_")
+        }
         env.update({k: v for k, v in os.environ.items() if k.startswith(("CHURTEN_", "ASAN_", "UBSAN_", "LSAN_"))})
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -117,7 +123,7 @@ def start_pool(directory: str) -> None:
         ready = _read(ready_r, 1, START_TIMEOUT_S)
         if not ready:
             why = _read(error_r, 2000, 0.2).decode(errors="replace").strip()
-            raise RuntimeProblem(f"churten-pool did not start: {why or 'no answer within %d s' % START_TIMEOUT_S}")
+            raise RuntimeProblem(f"churten-pool did not start: {why or f'no answer within {START_TIMEOUT_S:.0f} s'}")
     finally:
         os.close(ready_r)
         os.close(error_r)

@@ -1,0 +1,158 @@
+"""The private names of ansible-core's connection, shell and become plugins that the transport needs; the same from 2.16 to 2.22."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+from ansible import constants as C
+from ansible.module_utils.common.text.converters import to_bytes, to_text
+
+_SUDO = ("ansible.builtin.sudo", "ansible.legacy.sudo", "sudo")
+
+
+def ssh_arguments(connection: t.Any, host: str) -> tuple[tuple[str, ...], bool]:
+    """What the built-in ssh plugin would run for `connection`, up to but without the host; and whether it put a ControlPath of its own into it.
+
+    Raises what the built-in plugin raises for options it cannot use.
+    """
+    connection.control_path = None
+    executable = connection.get_option("ssh_executable")
+    argv = [to_text(word, errors="surrogate_or_strict") for word in connection._build_command(executable, "ssh")]
+    pipe = connection.sshpass_pipe
+    if pipe:
+        # Up to 2.21 the command starts with sshpass; the password travels in another way here.
+        for fd in pipe:
+            os.close(fd)
+        connection.sshpass_pipe = None
+        argv = argv[argv.index(executable) :]
+    return tuple(argv), connection.control_path is not None
+
+
+def ssh_password(connection: t.Any) -> str | None:
+    """The connection password, from wherever the built-in ssh plugin takes it."""
+    return connection.get_option("password") or connection._play_context.password or None
+
+
+def remote_address(connection: t.Any) -> str:
+    """The `ansible_host` the built-in ssh plugin would connect to."""
+    return str(connection.get_option("host") or connection._play_context.remote_addr)
+
+
+def inventory_address(connection: t.Any) -> str:
+    return str(connection._play_context.remote_addr)
+
+
+def no_log(connection: t.Any) -> bool:
+    return bool(connection._play_context.no_log)
+
+
+def option(connection: t.Any, name: str, default: t.Any) -> t.Any:
+    """An option that not every core has."""
+    try:
+        return connection.get_option(name)
+    except KeyError:
+        return default
+
+
+def is_posix_shell(connection: t.Any) -> bool:
+    shell = connection._shell
+    return not getattr(shell, "_IS_WINDOWS", False) and getattr(shell, "SHELL_FAMILY", "") == "sh"
+
+
+def is_windows_shell(connection: t.Any) -> bool:
+    return bool(getattr(connection._shell, "_IS_WINDOWS", False))
+
+
+def interpreter_candidates() -> list[str]:
+    """Where core's interpreter discovery looks, in order."""
+    return [str(i) for i in C.config.get_config_value("INTERPRETER_PYTHON_FALLBACK")]
+
+
+def default_executable() -> str:
+    return str(C.DEFAULT_EXECUTABLE or "/bin/sh")
+
+
+def become_id(connection: t.Any) -> str:
+    """The random id in the command of the become plugin, empty if it built none."""
+    become = connection.become
+    return str(getattr(become, "_id", "") or "") if become is not None else ""
+
+
+def is_sudo(connection: t.Any) -> bool:
+    """Whether become is core's own sudo plugin."""
+    become = connection.become
+    return become is not None and become.name == "sudo" and getattr(become, "ansible_name", "sudo") in _SUDO
+
+
+class BecomeStart(t.NamedTuple):
+    """A become command around a command of ours, and the texts to watch for while it starts."""
+
+    command: str
+    prompt: str
+    password: str
+    success: str
+    wrong: list[str]
+    missing: list[str]
+
+
+def build_become(connection: t.Any, command: str) -> BecomeStart:
+    """Let the become plugin of `connection` wrap `command`; the plugin's state is as before afterwards."""
+    become = connection.become
+    with _unchanged(become, "_id", "success", "prompt"):
+        text = become.build_become_command(command, connection._shell)
+        expects = become.expect_prompt()
+        password = become.get_option("become_pass", playcontext=connection._play_context)
+        return BecomeStart(
+            text,
+            to_text(become.prompt) if expects else "",
+            to_text(password, errors="surrogate_or_strict") if expects and password else "",
+            become.success,
+            _texts(become, become.fail),
+            _texts(become, become.missing),
+        )
+
+
+def become_password(connection: t.Any) -> str:
+    become = connection.become
+    return to_text(
+        become.get_option("become_pass", playcontext=connection._play_context) or "", errors="surrogate_or_strict"
+    )
+
+
+@contextlib.contextmanager
+def _unchanged(thing: t.Any, *names: str) -> t.Iterator[None]:
+    saved = {n: thing.__dict__[n] for n in names if n in thing.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            if name in saved:
+                setattr(thing, name, saved[name])
+            else:
+                thing.__dict__.pop(name, None)
+
+
+def _texts(become: t.Any, messages: t.Iterable[str]) -> list[str]:
+    """`messages` as they are and as this controller's locale has them, which is what core looks for."""
+    from gettext import dgettext
+
+    out: list[str] = []
+    for message in messages:
+        for text in (message, dgettext(become.name, message)):
+            if text and text not in out:
+                out.append(text)
+    return out
+
+
+def is_incorrect_password(connection: t.Any, output: bytes) -> bool:
+    return bool(connection.become.check_incorrect_password(output))
+
+
+def is_missing_password(connection: t.Any, output: bytes) -> bool:
+    return bool(connection.become.check_missing_password(output))
+
+
+def success_marker(connection: t.Any) -> bytes:
+    return to_bytes(connection.become.success)

@@ -1,0 +1,132 @@
+"""The class behind churten.core.ssh: the built-in ssh plugin, with its work done by the pool's sessions and agents wherever that comes out the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.common.text.converters import to_native
+from ansible.plugins.connection.ssh import Connection as StockConnection
+
+from churten import waiting
+from churten.compat import connection as core
+from churten.transport import options, pool
+from churten.transport.warm import RemoteFiles, Route, Stock, WarmConnection
+
+
+class SshConnection(RemoteFiles, WarmConnection, StockConnection):
+    """See `plugins/connection/ssh.py`."""
+
+    transport = "ssh"  # action plugins ask for this name
+
+    def _host(self) -> str:
+        return core.remote_address(self)
+
+    def _request(self) -> options.Request:
+        """What decides how the host is reached."""
+        if core.option(self, "private_key", None):
+            raise Stock("private_key is put into an ssh-agent by the built-in plugin")
+        if core.option(self, "pkcs11_provider", ""):
+            raise Stock("pkcs11_provider")
+        password = core.ssh_password(self)
+        if password and core.option(self, "password_mechanism", "sshpass") == "disable":
+            raise Stock("password_mechanism is disable")
+        host = core.remote_address(self)
+        argv, own_control_path = core.ssh_arguments(self, host)
+        wanted = str(self.get_option("churten_transport"))
+        return options.Request(argv, host, password, own_control_path, wanted)
+
+    def _route(self) -> Route:
+        self.host = core.remote_address(self)
+        request = self._request()
+        plan = options.plan(request)
+        if plan.transport == "stock":
+            raise Stock("; ".join(plan.reasons))
+        if plan.reasons:
+            if request.wanted == "libssh":
+                raise AnsibleError(
+                    f"churten_transport is libssh, but this host needs an OpenSSH client: {'; '.join(plan.reasons)}"
+                )
+            self._log(4, f"churten: transport {plan.transport}: {'; '.join(plan.reasons)}")
+        self._plan = plan
+        return Route(plan.spec, plan.transport, int(self.get_option("timeout")) + 2)
+
+    def _refuse(self, failure: pool.PoolFailure) -> bool:
+        request = self._request()
+        transport = "ssh" if options.plan(request).transport == "libssh" else "stock"
+        self._log(3, f"churten: from now on by {transport}: {failure.message}")
+        options.refuse(request, transport, failure.message)
+        return True
+
+    def _retries(self) -> int:
+        return int(self.get_option("reconnection_retries"))
+
+    def _may_ask(self, failure: pool.PoolFailure) -> bool:
+        return self._plan.asks_tty and has_terminal()
+
+    def _check_terminal(self, cmd: str) -> None:
+        if core.option(self, "use_tty", True):
+            raise Stock("the built-in plugin gives it a terminal")
+
+    def _unreachable(self, failure: pool.PoolFailure, in_data: bytes | None) -> Exception:
+        text = ssh_words(failure, self._plan.spec)
+        if in_data:
+            return AnsibleConnectionFailure(
+                f'Data could not be sent to remote host "{self.host}". Make sure this host can be reached over ssh: {text}'
+            )
+        if core.no_log(self):
+            text = "<error censored due to no log>"
+        return AnsibleConnectionFailure(f"Failed to connect to the host via ssh: {to_native(text).rstrip()}")
+
+    def reset(self) -> None:
+        """Drop the session, and the ControlMaster the built-in plugin may have."""
+        try:
+            request = self._request()
+            route = self._route()
+            options.forget(request)
+            client, session = self._open(route)
+            client.reset(session)
+        except (Stock, AnsibleError) as ex:
+            self._log(3, f"churten: no session to reset: {ex}")
+        except pool.PoolFailure as failure:
+            self._log(3, f"churten: no session to reset: {failure.message}")
+        stock = super().reset
+        waiting.blocking(stock)
+        self._connected = False
+
+    def close(self) -> None:
+        """The session stays: the pool keeps it for the next task and the next run."""
+        super().close()
+
+
+def has_terminal() -> bool:
+    """Whether an ssh client of ours could ask somebody."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+_SSH_WORDS = re.compile(
+    r"(ssh: |.*Permission denied|.*Host key verification failed|Connection (closed|reset|timed out))", re.DOTALL
+)
+
+
+def ssh_words(failure: pool.PoolFailure, spec: t.Mapping[str, t.Any]) -> str:
+    """The failure as OpenSSH's client words it, so far as it has words for it."""
+    text = failure.message
+    if _SSH_WORDS.match(text):
+        return text
+    host, port, user = spec.get("host", ""), spec.get("port", ""), spec.get("user", "")
+    if failure.layer == "dns":
+        return f"ssh: Could not resolve hostname {host}: {text}"
+    if failure.layer == "tcp":
+        return f"ssh: connect to host {host} port {port}: {text}"
+    if failure.cls == "auth":
+        return f"{user}@{host}: Permission denied ({','.join(spec.get('auth', []))}). {text}"
+    if failure.cls == "hostkey":
+        return f"{text}\r\nHost key verification failed."
+    return text

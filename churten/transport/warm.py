@@ -1,0 +1,500 @@
+"""What churten.core.ssh and churten.core.local have in common: a connection plugin that works through the pool and its agents.
+
+`WarmConnection` is mixed in before the built-in plugin's class. Each operation asks `_route()` for the session to use. Without one, and for everything
+that would not come out exactly as stock, it calls `super()`: the built-in plugin, unchanged. The reason is logged at -vvv.
+
+A request is sent again only if it provably never started (`PoolFailure.started` is False); whatever may have started and was lost makes the host unreachable.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import typing as t
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.module_utils.common.text.converters import to_bytes, to_native, to_text
+from ansible.utils.display import Display
+
+from churten import waiting
+from churten.compat import connection as core
+from churten.transport import bootstrap, payload, pool, runtime
+
+display = Display()
+
+Result = tuple[int, bytes, bytes]
+T = t.TypeVar("T")
+
+TRIES = 4  # of a request that never started
+_BUSY_PAUSE_S = 0.2
+_warned: set[str] = set()
+_no_python: set[tuple[str, str]] = set()  # (session key, interpreter or "auto") that started no agent
+_refused: dict[tuple[str, str], str] = {}  # (session key, agent key) -> why its become command did not start an agent
+
+
+class Route:
+    """A way to a host: the session to use, and how its agents start."""
+
+    def __init__(self, spec: dict[str, t.Any], transport: str, timeout_s: int, prefix: str = "", agent_salt: str = ""):
+        self.spec = spec
+        self.transport = transport
+        self.timeout_ms = timeout_s * 1000
+        self.prefix = prefix  # shell text before the bootstrap command of the login agent
+        self.salt = agent_salt
+
+    @property
+    def key(self) -> str:
+        return str(self.spec["key"])
+
+
+class Stock(Exception):
+    """This operation goes the stock way; the text says why."""
+
+
+class WarmConnection:
+    """Mixin for a class derived from a built-in Connection. See the module's text."""
+
+    has_pipelining = True
+
+    # --- what the subclasses say ---
+
+    def _route(self) -> Route:
+        """The way to the host now; raises Stock."""
+        raise NotImplementedError
+
+    def _refuse(self, failure: pool.PoolFailure) -> bool:
+        """The transport of the current route cannot do it. True if `_route()` now gives another one."""
+        return False
+
+    def _unreachable(self, failure: pool.PoolFailure, in_data: bytes | None) -> Exception:
+        """What the built-in plugin would raise for a host that cannot be reached."""
+        raise NotImplementedError
+
+    def _retries(self) -> int:
+        """How often to try again to reach a host, as configured."""
+        return 0
+
+    def _may_ask(self, failure: pool.PoolFailure) -> bool:
+        """Whether the built-in plugin could ask a person about this failure."""
+        return False
+
+    def _host(self) -> str:
+        return core.inventory_address(self)
+
+    # --- ConnectionBase ---
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
+        """Run `cmd` on the target; a module it starts from `in_data` runs in an agent."""
+        stock = super().exec_command  # type: ignore[misc]
+        self._establish()
+        try:
+            work = self._work(cmd, in_data, sudoable)
+            result = self._attempt(work, in_data)
+            self._connected = True
+            return result
+        except Stock as ex:
+            self._log_stock(ex)
+            plain = bytes(in_data) if isinstance(in_data, payload.ModuleCall) else in_data
+            return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
+
+    def _establish(self) -> None:
+        """What the built-in plugin does before its first operation."""
+        if not self._connected:
+            self._connect()  # type: ignore[attr-defined]
+
+    def _work(self, cmd: str, in_data: bytes | None, sudoable: bool) -> t.Callable[[Route], Result]:
+        """Decide how `cmd` runs; raises Stock."""
+        if not isinstance(cmd, str) or core.is_windows_shell(self):
+            raise Stock("not a POSIX shell")
+        module = payload.recognise(in_data)
+        become_id = core.become_id(self)
+        is_become = bool(become_id) and become_id in cmd
+        if module is not None and core.is_posix_shell(self):
+            command = payload.unwrap_command(cmd, become_id if is_become else "")
+            if command is not None and (command.become is not None) == is_become:
+                self._check_become(command)
+                return lambda route: self._run_module(route, module, command, cmd, t.cast(bytes, in_data))
+        if is_become:
+            return self._become_work(cmd, in_data)
+        if not in_data and sudoable:
+            self._check_terminal(cmd)
+        return lambda route: self._run_command(route, cmd, in_data)
+
+    def _check_become(self, command: payload.Command) -> None:
+        if command.become is None:
+            return
+        if not core.is_sudo(self):
+            raise Stock(f"become method {getattr(self.become, 'name', '?')} starts no agent")  # type: ignore[attr-defined]
+        if self.get_option("churten_become") == "stock":  # type: ignore[attr-defined]
+            raise Stock("churten_become is stock")
+
+    def _become_work(self, cmd: str, in_data: bytes | None) -> t.Callable[[Route], Result]:
+        """A become command that is not a module call: as it is, if nobody has to type a password."""
+        become = self.become  # type: ignore[attr-defined]
+        if not core.is_sudo(self) or become.expect_prompt():
+            raise Stock("a become command that may ask for a password")
+        if not in_data:
+            self._check_terminal(cmd)
+        return lambda route: self._become_result(self._run_command(route, cmd, in_data))
+
+    def _become_result(self, result: Result) -> Result:
+        """What the built-in plugin makes of the output of a become command: the marker is taken out, a refusal is an error."""
+        rc, out, err = result
+        marker = core.success_marker(self)
+        lines = out.splitlines(True)
+        for i, line in enumerate(lines):
+            if marker in line.rstrip():
+                return rc, b"".join(lines[:i] + lines[i + 1 :]), err
+        name = self.become.name  # type: ignore[attr-defined]
+        for text in (out, err):
+            if core.is_incorrect_password(self, text):
+                raise AnsibleError(f"Incorrect {name} password")
+            if core.is_missing_password(self, text):
+                raise AnsibleError(f"Missing {name} password")
+        return result
+
+    def _check_terminal(self, cmd: str) -> None:
+        """Raises Stock if the built-in plugin would give `cmd` a terminal."""
+
+    # --- requests ---
+
+    def _attempt(self, work: t.Callable[[Route], T], in_data: bytes | None) -> T:
+        """Do `work`, again while it never started and there is another way; raises Stock or what Ansible expects."""
+        unreached = 0
+        for attempt in range(TRIES + self._retries()):
+            route = self._route()
+            try:
+                return work(route)
+            except pool.PoolFailure as failure:
+                self._log(3, f"churten: {failure.cls} ({failure.layer}): {failure.message}")
+                if failure.cls in ("pool", "version"):
+                    self._warn_pool(failure)
+                    raise Stock(f"no pool: {failure.message}") from failure
+                if failure.started:
+                    raise self._unreachable(failure, in_data) from failure
+                last = attempt == TRIES + self._retries() - 1
+                if failure.cls == "unsupported" and self._refuse(failure) and not last:
+                    continue
+                if failure.cls == "busy" and not last:
+                    pause(_BUSY_PAUSE_S)
+                    continue
+                if failure.cls == "reset" and not last:
+                    continue
+                if failure.cls == "unreachable":
+                    if _was_open(failure) and attempt == 0:
+                        continue
+                    if unreached < self._retries() and not last:
+                        pause(min(2**unreached - 1, 30))
+                        unreached += 1
+                        continue
+                if failure.cls in ("auth", "hostkey") and self._may_ask(failure):
+                    raise Stock(f"{failure.cls}: somebody may answer") from failure
+                if failure.cls in ("unreachable", "auth", "hostkey"):
+                    raise self._unreachable(failure, in_data) from failure
+                raise Stock(f"{failure.cls}: {failure.message}") from failure
+        raise AssertionError("not reached")
+
+    def _open(self, route: Route) -> tuple[pool.Pool, int]:
+        client = pool.Pool.get()
+        spec = route.spec
+        if "key" not in spec:
+            try:
+                spec["key"] = pool.spec_key(session_identity(spec), route.transport)
+            except runtime.RuntimeProblem as ex:
+                raise pool.PoolFailure("pool", "pool", str(ex), False) from ex
+        number = client.session({**spec, "transport": route.transport, "name": core.inventory_address(self)})
+        return client, number
+
+    def _login_agent(self, route: Route, client: pool.Pool, session: int, interpreter: str | None) -> int:
+        """The login agent of the session; started with `interpreter` (None: the first candidate there is) if it is not there yet."""
+        found = client.login_agent(session)
+        if found is not None:
+            return found.number
+        return client.agent(session, self._start(route, interpreter))
+
+    def _start(self, route: Route, interpreter: str | None) -> dict[str, t.Any]:
+        nonce = secrets.token_hex(16)
+        return {
+            "key": self._start_key(route, interpreter),
+            "command": route.prefix + bootstrap.login_command(interpreter or core.interpreter_candidates(), nonce),
+            "input": bootstrap.start_input(nonce),
+            "nonce": nonce,
+            "timeout_ms": route.timeout_ms,
+        }
+
+    def _agent_for(self, route: Route, client: pool.Pool, session: int, command: payload.Command) -> int:
+        """The agent that runs modules as `command` would: its interpreter, its become account."""
+        login = self._login_agent(route, client, session, command.interpreter)
+        if command.become is not None:
+            return self._become_agent(route, client, session, command)
+        mine = client.login_agent(session)
+        if mine is not None and mine.key == self._start_key(route, command.interpreter):
+            return login
+        try:
+            if client.started(session, login).get("python") == command.interpreter:
+                return login
+        except pool.PoolFailure as failure:
+            if failure.cls != "no_python":
+                raise
+            _no_python.add((route.key, "auto"))
+            return client.agent(session, self._start(route, command.interpreter))
+        return client.agent(session, self._start(route, command.interpreter), login=False)
+
+    def _start_key(self, route: Route, interpreter: str | None) -> str:
+        return pool.spec_key({"interpreter": interpreter or "auto", "prefix": route.prefix, "salt": route.salt})
+
+    def _become_agent(self, route: Route, client: pool.Pool, session: int, command: payload.Command) -> int:
+        key = pool.spec_key(
+            {
+                "interpreter": command.interpreter,
+                "become": command.become,
+                "shell": command.shell,
+                "become_password": core.become_password(self),
+                "salt": route.salt,
+            }
+        )
+        if (route.key, key) in _refused:
+            raise Stock(_refused[route.key, key])
+        nonce = secrets.token_hex(16)
+        built = core.build_become(self, bootstrap.sub_command(command.interpreter))
+        number = client.agent(
+            session,
+            {
+                "key": key,
+                "command": built.command,
+                "input": bootstrap.start_input(nonce),
+                "nonce": nonce,
+                "timeout_ms": route.timeout_ms,
+                "become_prompt": built.prompt,
+                "become_password": built.password,
+                "become_success": built.success,
+                "become_wrong": built.wrong,
+                "become_missing": built.missing,
+            },
+            login=False,
+        )
+        try:
+            client.started(session, number)
+        except pool.PoolFailure as failure:
+            self._become_failed(route, key, failure)
+        return number
+
+    def _become_failed(self, route: Route, key: str, failure: pool.PoolFailure) -> t.NoReturn:
+        """Turn the failure to start an agent with become into what the built-in plugin says, or into the stock way."""
+        name = self.become.name  # type: ignore[attr-defined]
+        if failure.cls == "become_password_wrong":
+            raise AnsibleError(f"Incorrect {name} password") from failure
+        if failure.cls == "become_password_missing":
+            raise AnsibleError(f"Missing {name} password") from failure
+        if failure.cls in ("become", "no_python", "agent", "protocol"):
+            _refused[route.key, key] = f"become started no agent: {failure.message}"
+            raise Stock(_refused[route.key, key]) from failure
+        raise failure
+
+    def _run_module(
+        self, route: Route, module: payload.Module, command: payload.Command, cmd: str, in_data: bytes
+    ) -> Result:
+        client, session = self._open(route)
+        if (route.key, command.interpreter) in _no_python:
+            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
+        env = "\0".join(command.env)
+        limit = str(module.rlimit_nofile)
+        body: list[str | bytes] = [
+            module.key,
+            module.fqn,
+            module.params,
+            module.profile,
+            env,
+            limit,
+            "0",
+            module.form,
+            module.secrets,
+            "",
+        ]
+        try:
+            agent = self._agent_for(route, client, session, command)
+            self._log(3, f"churten: RUN {module.fqn} on agent {agent} ({route.transport})")
+            return self._result(client.call(pool.RUN, session, agent, body, payload=(module.key, module.zip)))
+        except pool.PoolFailure as failure:
+            if failure.cls != "no_python" or failure.started:
+                raise
+            if command.become is not None:
+                raise Stock("no Python for an agent on the target") from failure
+            # An old Python, or none: the target's own shell has the right words for it.
+            _no_python.add((route.key, command.interpreter))
+            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
+
+    def _run_command(self, route: Route, cmd: str, in_data: bytes | None) -> Result:
+        client, session = self._open(route)
+        if (route.key, "auto") in _no_python and client.login_agent(session) is None:
+            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
+        try:
+            agent = self._login_agent(route, client, session, None)
+            self._log(3, f"churten: EXEC on agent {agent} ({route.transport}): {cmd}")
+            return self._exec(client, session, agent, cmd, in_data)
+        except pool.PoolFailure as failure:
+            if failure.cls != "no_python" or failure.started:
+                raise
+            _no_python.add((route.key, "auto"))
+            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
+
+    def _exec(self, client: pool.Pool, session: int, agent: int, cmd: str, in_data: bytes | None) -> Result:
+        body = [cmd, "", "0", "data" if in_data else "null", "login"]
+        plain = bytes(in_data) if in_data else None
+        return self._result(client.call(pool.EXEC, session, agent, body, stdin=plain))
+
+    def _result(self, reply: pool.Reply) -> Result:
+        # A command that a signal ended has no exit status; ssh reports 255 and the message of the signal.
+        rc = reply.rc if reply.rc >= 0 else 128 + reply.signal
+        self._log(
+            3,
+            f"churten: rc={rc} stdout={len(reply.stdout)} stderr={len(reply.stderr)} bytes, {reply.run_us} us on the target",
+        )
+        return rc, reply.stdout, reply.stderr
+
+    # --- words ---
+
+    def _log(self, level: int, text: str) -> None:
+        if display.verbosity >= level:
+            (display.vvv if level == 3 else display.vvvv)(text, host=self._host())
+
+    def _log_stock(self, why: Stock) -> None:
+        self._log(3, f"churten: the stock way: {why}")
+
+    def _warn_pool(self, failure: pool.PoolFailure) -> None:
+        if "pool" not in _warned:
+            _warned.add("pool")
+            display.warning(f"churten: connections are not accelerated: {failure.message}")
+
+
+class RemoteFiles:
+    """put_file and fetch_file through the login agent; mixed in beside WarmConnection."""
+
+    def put_file(self: t.Any, in_path: str, out_path: str) -> t.Any:
+        """Copy a file to the target."""
+        stock = super().put_file  # type: ignore[misc]
+        self._establish()
+        try:
+            if core.is_windows_shell(self):
+                raise Stock("not a POSIX shell")
+            display.vvv(f"PUT {in_path} TO {out_path}", host=self._host())
+            local = to_bytes(in_path, errors="surrogate_or_strict")
+            if not os.path.exists(local):
+                raise AnsibleFileNotFound(f"file or module does not exist: {to_native(in_path)}")
+            return self._attempt(lambda route: self._put(route, local, out_path), None)
+        except Stock as ex:
+            self._log_stock(ex)
+            return waiting.blocking(lambda: stock(in_path, out_path))
+
+    def _put(self: t.Any, route: Route, local: bytes, out_path: str) -> Result:
+        try:
+            with open(local, "rb") as file:
+                return self._put_open(route, file, out_path)
+        except OSError as ex:
+            raise Stock(f"cannot read the file: {ex.strerror}") from ex
+
+    def _put_open(self: t.Any, route: Route, file: t.BinaryIO, out_path: str) -> Result:
+        found = os.fstat(file.fileno())
+        client, session = self._open(route)
+        agent = self._file_agent(route, client, session)
+        # sftp gives a new file the permissions of the local one, less the umask.
+        body = [out_path, f"{found.st_mode & 0o777:o}", str(found.st_size)]
+        reply = client.call(pool.PUT, session, agent, body, stdin=file)
+        if reply.rc != 0:
+            raise Stock(f"put: {to_text(reply.stderr)}")
+        self._connected = True
+        return 0, reply.stdout, reply.stderr
+
+    def fetch_file(self: t.Any, in_path: str, out_path: str) -> t.Any:
+        """Copy a file from the target."""
+        stock = super().fetch_file  # type: ignore[misc]
+        self._establish()
+        try:
+            if core.is_windows_shell(self):
+                raise Stock("not a POSIX shell")
+            display.vvv(f"FETCH {in_path} TO {out_path}", host=self._host())
+            return self._attempt(lambda route: self._fetch(route, in_path, out_path), None)
+        except Stock as ex:
+            self._log_stock(ex)
+            return waiting.blocking(lambda: stock(in_path, out_path))
+
+    def _fetch(self: t.Any, route: Route, in_path: str, out_path: str) -> Result:
+        client, session = self._open(route)
+        agent = self._file_agent(route, client, session)
+        with LateFile(to_bytes(out_path, errors="surrogate_or_strict")) as file:
+            reply = client.call(pool.FETCH, session, agent, [in_path], sink=file.write)
+            if reply.rc != 0:
+                raise Stock(f"fetch: {to_text(reply.stderr)}")
+            file.complete()
+        self._connected = True
+        return 0, b"", b""
+
+    def _file_agent(self: t.Any, route: Route, client: pool.Pool, session: int) -> int:
+        try:
+            agent = self._login_agent(route, client, session, None)
+            client.started(session, agent)
+            return int(agent)
+        except pool.PoolFailure as failure:
+            if failure.cls == "no_python":
+                raise Stock("no Python for an agent on the target") from failure
+            raise
+
+
+class LateFile:
+    """A local file that is opened, and thereby truncated, when the first bytes for it have come."""
+
+    def __init__(self, path: bytes):
+        self.path = path
+        self.file: t.BinaryIO | None = None
+
+    def __enter__(self) -> LateFile:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, chunk: bytes) -> None:
+        if self.file is None:
+            self.file = open(self.path, "wb")  # noqa: SIM115
+        self.file.write(chunk)
+
+    def complete(self) -> None:
+        """The file is there even if it is empty."""
+        self.write(b"")
+
+
+def session_identity(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The part of a session spec that makes it another session: not how long to wait or to keep it."""
+    out = {k: v for k, v in spec.items() if k not in ("timeout_ms", "idle_ms", "alive_interval_ms", "alive_count")}
+    if isinstance(out.get("argv"), list):
+        words: list[str] = []
+        for word in out["argv"]:
+            if words and words[-1] == "-o" and word.startswith(("ConnectTimeout=", "ControlPath=")):
+                words.pop()
+            else:
+                words.append(word)
+        out["argv"] = words
+    return out
+
+
+def _was_open(failure: pool.PoolFailure) -> bool:
+    """Whether the session had been there and was lost, as against: could not be opened."""
+    return failure.layer not in ("dns", "tcp", "kex", "hostkey", "auth")
+
+
+def pause(seconds: float) -> None:
+    """Sleep, as a fiber if this is one."""
+    if seconds <= 0:
+        return
+    if waiting.current() is None:
+        time.sleep(seconds)
+        return
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        waiting.park(until)
+
+
+def unreachable(message: str) -> AnsibleConnectionFailure:
+    return AnsibleConnectionFailure(message)

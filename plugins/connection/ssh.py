@@ -1,0 +1,50 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = """
+name: ssh
+short_description: connect to hosts over SSH, with warm sessions and a warm Python on the target
+description:
+  - Takes the place of the built-in C(ssh) connection plugin and accepts all its options and variables.
+  - SSH sessions are kept in a small background process between tasks and between runs. On the target one Python process per account
+    stays ready and forks a child for each module.
+  - What would not come out exactly as with the built-in plugin is left to the built-in plugin, with the reason at C(-vvv).
+author: churten developers
+options:
+  churten_transport:
+    description:
+      - How sessions reach the host.
+      - V(auto) asks C(ssh -G) what the configuration means and takes V(libssh) if that can do all of it, otherwise V(ssh).
+      - V(ssh) is an OpenSSH client process that stays and carries the same protocol.
+      - V(libssh) fails where an OpenSSH client would be needed. V(stock) is the built-in plugin.
+    type: str
+    choices: [auto, libssh, ssh, stock]
+    default: auto
+    ini:
+      - {section: churten, key: transport}
+    env:
+      - name: CHURTEN_TRANSPORT
+    vars:
+      - name: ansible_churten_transport
+  churten_become:
+    description:
+      - V(auto) keeps one Python process per become account on the target, started by the become plugin's own command line.
+      - V(stock) runs that command line for every module, so that each shows up in the log of C(sudo).
+    type: str
+    choices: [auto, stock]
+    default: auto
+    ini:
+      - {section: churten, key: become}
+    env:
+      - name: CHURTEN_BECOME
+    vars:
+      - name: ansible_churten_become
+extends_documentation_fragment:
+  - churten.core.ssh
+"""
+
+from churten.transport.ssh import SshConnection
+
+
+class Connection(SshConnection):
+    """Connections over SSH through churten's pool."""

@@ -1,0 +1,264 @@
+"""churten.transport.payload: what ansible-core of this environment writes is recognised; what is even slightly different is not."""
+
+import base64
+import inspect
+import io
+import json
+import shlex
+import zipfile
+
+import pytest
+from ansible.executor import module_common
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader, module_loader
+from ansible.template import Templar
+
+from churten.transport import payload
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loader():
+    try:
+        init_plugin_loader()
+    except AttributeError:
+        pass
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Builds a module's wrapper with ansible-core's own code."""
+    monkeypatch.setattr("ansible.constants.DEFAULT_LOCAL_TMP", str(tmp_path))
+
+    def build(args=None, name="ping", **task_vars):
+        found = module_loader.find_plugin_with_context(name)
+        words = {
+            "module_name": found.plugin_resolved_name,
+            "module_path": found.plugin_resolved_path,
+            "module_args": {
+                "_ansible_version": "0",
+                "_ansible_remote_tmp": "~/.ansible/tmp",
+                "_ansible_keep_remote_files": False,
+                **(args or {}),
+            },
+            "templar": Templar(loader=DataLoader(), variables={}),
+            "task_vars": {"ansible_python_interpreter": "/usr/bin/python3", **task_vars},
+            "module_compression": "ZIP_DEFLATED",
+        }
+        accepted = inspect.signature(module_common.modify_module).parameters
+        if "shell_plugin" in accepted:
+            from ansible.plugins.loader import get_shell_plugin
+
+            words["shell_plugin"] = get_shell_plugin(shell_type="sh", executable="/bin/sh")
+        built = module_common.modify_module(**words)
+        return built[0] if isinstance(built, tuple) else built.b_module_data
+
+    return build
+
+
+NASTY = (
+    "a'b\"c\\d\n'''\"\"\" {} %s \u00e4\u2028 zip_data='x',\n)\n\nif __name__ == \"__main__\":\n    _ansiballz_main(\n"
+)
+
+
+def test_the_wrapper_of_this_core(build):
+    wrapper = build({"data": NASTY})
+    call = payload.ModuleCall.from_wrapper(wrapper)
+    assert call == wrapper and isinstance(call, bytes)
+    module = call.module
+    assert module.fqn == "ansible.modules.ping"
+    assert json.loads(module.params)["ANSIBLE_MODULE_ARGS"]["data"] == NASTY
+    assert (module.form, module.profile) in {("219", "legacy"), ("218", "")}
+    assert module.rlimit_nofile == 0 and module.secrets == ""
+    names = zipfile.ZipFile(io.BytesIO(module.zip())).namelist()
+    assert "ansible/modules/ping.py" in names and "ansible/module_utils/basic.py" in names
+
+
+def test_rlimit(build):
+    assert payload.recognise(build(ansible_python_module_rlimit_nofile=4711)).rlimit_nofile == 4711
+
+
+def test_the_archive_is_decoded_once(build, monkeypatch):
+    first = payload.recognise(build({"data": "one"}))
+
+    def fail(*args, **kwargs):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(base64, "b64decode", fail)
+    second = payload.recognise(build({"data": "two"}))
+    assert second.key == first.key and second.params != first.params and second.zip() is first.zip()
+
+
+def _zip_text(content, date, name="ansible/modules/m.py"):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(name, date), content)
+    return base64.b64encode(out.getvalue())
+
+
+def _key(text, fqn="ansible.modules.m"):
+    return payload._zip(text).key(fqn)
+
+
+def test_the_key_is_of_the_contents():
+    early, late = (2026, 1, 1, 0, 0, 0), (2026, 2, 2, 2, 2, 2)
+    assert _zip_text("a", early) != _zip_text("a", late)
+    assert _key(_zip_text("a", early)) == _key(_zip_text("a", late))
+    others = {
+        _key(_zip_text("b", early)),
+        _key(_zip_text("a", early, "ansible/modules/n.py")),
+        _key(_zip_text("a", early), "ansible.modules.n"),
+    }
+    assert len(others | {_key(_zip_text("a", early))}) == 4
+
+
+def test_an_object_that_is_recognised_already_is_not_parsed_again(build, monkeypatch):
+    call = payload.ModuleCall.from_wrapper(build())
+    monkeypatch.setattr(payload.ModuleCall, "from_wrapper", None)
+    assert payload.recognise(call) is call.module
+
+
+def wrapper_219(**changes):
+    """A wrapper in the form of core 2.19 and later."""
+    values = {
+        "ansible_module": "'m'",
+        "module_fqn": "'ansible.modules.m'",
+        "profile": "'legacy'",
+        "date_time": "datetime.datetime(2026, 11, 21, 3, 0, tzinfo=datetime.timezone.utc)",
+        "rlimit_nofile": "0",
+        "params": repr('{"ANSIBLE_MODULE_ARGS": {"a": 1}}'),
+        "extensions": "{}",
+        "zip_data": repr(_zip_text("x = 1\n", (2026, 1, 1, 0, 0, 0)).decode()),
+    }
+    values.update({k: v for k, v in changes.items() if v is not None})
+    for name in [k for k, v in changes.items() if v is None]:
+        del values[name]
+    lines = "\n".join(f"{k}={v}," for k, v in values.items())
+    code = "#!/usr/bin/python3\n\nimport datetime\n_ANSIBALLZ_WRAPPER = True\n"
+    return f'{code}\n\nif __name__ == "__main__":\n    _ansiballz_main(\n{lines}\n)\n'.encode()
+
+
+def test_form_of_2_19():
+    module = payload.recognise(wrapper_219())
+    assert (module.fqn, module.form, module.profile, module.secrets) == ("ansible.modules.m", "219", "legacy", "")
+    assert payload.recognise(wrapper_219(secrets="frozenset()")).secrets == ""
+    assert json.loads(payload.recognise(wrapper_219(secrets="frozenset({'b', 'a'})")).secrets) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"extensions": "{'coverage': {}}"},
+        {"something": "1"},
+        {"params": None},
+        {"params": "open('/etc/passwd').read()"},
+        {"params": "'{}'"},
+        {"module_fqn": "'a b'"},
+        {"module_fqn": "__import__('os').name"},
+        {"rlimit_nofile": "True"},
+        {"rlimit_nofile": "-1"},
+        {"date_time": "datetime.datetime(2026, 1, 1) or print(1)"},
+        {"secrets": "frozenset({1})"},
+        {"secrets": "frozenset(open('x'))"},
+        {"zip_data": "'not base64!'"},
+        {"zip_data": "'QUJD'"},
+        {"zip_data": "b'QUJD'"},
+    ],
+)
+def test_another_form_is_not_touched(changes):
+    assert payload.recognise(wrapper_219(**changes)) is None
+
+
+def test_other_programs_are_not_touched():
+    good = wrapper_219()
+    for bad in (
+        b"",
+        None,
+        b"#!/bin/sh\necho\n",
+        good + b"\n",
+        good.replace(b"_ANSIBALLZ_WRAPPER", b"WRAPPER"),
+        good[:-1],
+        b"x" + good,
+    ):
+        assert payload.recognise(bad) is None
+
+
+# --- the command
+
+
+def sh(inner, shell="/bin/sh"):
+    return f"{shell} -c {shlex.quote(inner)}"
+
+
+@pytest.mark.parametrize("end", ["", " && sleep 0"])
+def test_plain_command(end):
+    found = payload.unwrap_command(sh("/usr/bin/python3.11" + end))
+    assert (found.interpreter, found.env, found.become) == ("/usr/bin/python3.11", (), None)
+
+
+def test_environment():
+    env = {"A": "1", "B_2": "x y", "C": "it's $HOME", "LANG": "de_DE.UTF-8", "E": ""}
+    text = " ".join(f"{k}={shlex.quote(v)}" for k, v in env.items())
+    found = payload.unwrap_command(sh(f"{text} /usr/bin/python3 && sleep 0"))
+    assert found.env == tuple(f"{k}={v}" for k, v in env.items())
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "A=$HOME /usr/bin/python3",
+        "A=`id` /usr/bin/python3",
+        "PYTHONPATH=/x /usr/bin/python3",
+        "LD_PRELOAD=/x /usr/bin/python3",
+        "MALLOC_ARENA_MAX=1 /usr/bin/python3",
+        "GLIBC_TUNABLES=x /usr/bin/python3",
+        "LANG=de_DE.ISO-8859-1 /usr/bin/python3",
+        "PATH=/x python3",
+        "/usr/bin/env python3",
+        "/usr/bin/python3 -s",
+        "cd /x && /usr/bin/python3",
+        "/usr/bin/python3 ; id",
+        "/usr/bin/python3 && sleep 1",
+        "/usr/bin/python3 /tmp/module.py",
+        "~/python3",
+        "-c",
+        "",
+    ],
+)
+def test_other_commands_are_not_touched(inner):
+    assert payload.unwrap_command(sh(inner)) is None
+
+
+def test_other_shells():
+    assert payload.unwrap_command(sh("/usr/bin/python3", "/bin/bash")).shell == "/bin/bash"
+    for bad in (
+        sh("/usr/bin/python3", "/bin/zsh"),
+        "/usr/bin/python3",
+        "/bin/sh -x -c /usr/bin/python3",
+        "/bin/sh -c '/usr/bin/python3'",
+    ):
+        assert payload.unwrap_command(bad) is None
+
+
+ID = "abcdefghijklmnopqrstuvwxyzabcdef"
+
+
+def become(flags, inner, shell="/bin/sh"):
+    return sh(f"{flags} {sh(f'echo BECOME-SUCCESS-{ID} ; {inner}', shell)} && sleep 0")
+
+
+def test_become():
+    found = payload.unwrap_command(become("sudo -H -S -n  -u root", "A=1 /usr/bin/python3"), ID)
+    assert (found.interpreter, found.env, found.become) == ("/usr/bin/python3", ("A=1",), "sudo -H -S -n  -u root")
+    with_prompt = become(f'sudo -H -S  -p "[sudo via ansible, key={ID}] password:" -u root', "/usr/bin/python3")
+    one = payload.unwrap_command(with_prompt, ID)
+    assert ID not in one.become and one.interpreter == "/usr/bin/python3"
+    assert payload.unwrap_command(with_prompt.replace(ID, ID[::-1]), ID[::-1]) == one
+
+
+def test_become_that_is_not_what_it_says():
+    good = become("sudo -H", "/usr/bin/python3")
+    assert payload.unwrap_command(good) is None
+    assert payload.unwrap_command(good, "x" * 32) is None
+    assert payload.unwrap_command(good.replace("echo", "printf"), ID) is None
+    assert payload.unwrap_command(become("sudo -H", "/usr/bin/python3 -x"), ID) is None
+    assert payload.unwrap_command(sh(f"/usr/bin/python3 # {ID}"), ID) is None
