@@ -38,7 +38,7 @@ WARN = [
     "-fvisibility=hidden",
 ]
 # The pool's own sources and the base parts it shares with the extension, which has everything but POOL_ONLY.
-POOL_ONLY = {"pool_main.c", "ssh.c", "knownhosts.c", "sshproc.c", "link.c", "agentlink.c", "loop.c", "log.c", "map.c"}
+POOL_ONLY = {"pool_main.c", "ssh.c", "knownhosts.c", "connect.c", "keyagent.c", "b64.c", "sha1.c", "sshproc.c", "link.c", "agentlink.c", "loop.c", "log.c", "map.c"}
 POOL_ONLY |= {p.name for p in (ROOT / "csrc").glob("pool*.c")}
 SHARED = {"err.c", "buf.c", "wire.c", "zip.c"}
 
