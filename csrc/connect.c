@@ -29,9 +29,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define RESOLVERS_MAX 32
+#define RESOLVERS_MAX  32
 #define RESOLVER_STACK (512u * 1024u)
-#define STAGGER_MS 300
+#define STAGGER_MS     300
 
 /* --- addresses --- */
 
@@ -116,8 +116,8 @@ struct job {
 
 struct ch_resolve {
     struct ch_loop *loop;
-    struct job *job;        /* one reference, NULL once given up */
-    struct ch_timer *timer; /* numeric: the answer is on its way */
+    struct job *job;         /* one reference, NULL once given up */
+    struct ch_timer *timer;  /* numeric: the answer is on its way */
     struct ch_resolve *next; /* waiting for a thread */
     int running;
     ch_resolved_fn *fn;
@@ -481,9 +481,8 @@ dial_try(struct ch_dial *dial, size_t i)
         return CH_ERR_SYS;
     }
     socket_options(fd);
-    if (dial->has_bind &&
-        bind(fd, (const struct sockaddr *)&dial->bind.sa, dial->bind.len) !=
-            0) {
+    if (dial->has_bind && bind(fd, (const struct sockaddr *)&dial->bind.sa,
+                               dial->bind.len) != 0) {
         goto failed;
     }
     if (connect(fd, (const struct sockaddr *)&to->sa, to->len) != 0 &&

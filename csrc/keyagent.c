@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 #define MESSAGE_MAX (256u * 1024u)
-#define KEYS_MAX 256u
+#define KEYS_MAX    256u
 
 enum agent_message {
     MSG_FAILURE = 5,
@@ -108,8 +108,8 @@ agent_die(struct ch_keyagent *agent)
 static uint32_t
 read_u32(const uint8_t *p)
 {
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 |
-           (uint32_t)p[2] << 8 | p[3];
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 |
+           p[3];
 }
 
 /* A complete message at the front of c->in: its body, borrowed. */
@@ -411,7 +411,7 @@ agent_connect(struct ch_keyagent *agent, const char *path)
     if (strlen(path) >= sizeof(sa.sun_path)) {
         return CH_ERR_LIMIT;
     }
-    strcpy(sa.sun_path, path);
+    memcpy(sa.sun_path, path, strlen(path) + 1);
     agent->real.fd =
         socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (agent->real.fd < 0 ||

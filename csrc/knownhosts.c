@@ -23,6 +23,7 @@
 #include "knownhosts.h"
 
 #include "b64.h"
+#include "hostkey.h"
 #include "sha1.h"
 
 #include <ctype.h>
@@ -32,16 +33,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/file.h>
-#include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define LINE_MAX_BYTES (64u * 1024u)
 #define FILE_MAX_BYTES (64u * 1024u * 1024u)
-#define BLOB_MAX (16u * 1024u)
-#define PATTERN_MAX 1023u
+#define BLOB_MAX       (16u * 1024u)
+#define PATTERN_MAX    1023u
 
 enum marker { MARK_NONE, MARK_AUTHORITY, MARK_REVOKED };
 
@@ -60,26 +58,6 @@ struct ch_known_hosts {
     struct entry *entries;
     size_t n, cap;
 };
-
-/* Key types OpenSSH can have in known_hosts, with the algorithms that use
- * them (all of one type must stand together). */
-static const struct {
-    const char *algorithm, *type, *kind;
-} key_types[] = {
-    {"ssh-ed25519", "ssh-ed25519", "ED25519"},
-    {"ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256", "ECDSA"},
-    {"ecdsa-sha2-nistp384", "ecdsa-sha2-nistp384", "ECDSA"},
-    {"ecdsa-sha2-nistp521", "ecdsa-sha2-nistp521", "ECDSA"},
-    {"rsa-sha2-512", "ssh-rsa", "RSA"},
-    {"rsa-sha2-256", "ssh-rsa", "RSA"},
-    {"ssh-rsa", "ssh-rsa", "RSA"},
-    {"ssh-dss", "ssh-dss", "DSA"},
-    {"sk-ssh-ed25519@openssh.com", "sk-ssh-ed25519@openssh.com",
-     "ED25519-SK"},
-    {"sk-ecdsa-sha2-nistp256@openssh.com",
-     "sk-ecdsa-sha2-nistp256@openssh.com", "ECDSA-SK"},
-};
-#define N_KEY_TYPES (sizeof(key_types) / sizeof(key_types[0]))
 
 /* --- names and patterns --- */
 
@@ -191,8 +169,7 @@ lower_copy(const char *text)
 static int
 names_make(struct ch_known_hosts *known, const struct ch_host_query *query)
 {
-    char *host = lower_copy(query->alias != NULL ? query->alias
-                                                 : query->host);
+    char *host = lower_copy(query->alias != NULL ? query->alias : query->host);
     int r = CH_ERR_NOMEM;
 
     if (host == NULL) {
@@ -211,42 +188,6 @@ names_make(struct ch_known_hosts *known, const struct ch_host_query *query)
 }
 
 /* --- one line --- */
-
-static uint32_t
-read_u32(const uint8_t *p)
-{
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 |
-           (uint32_t)p[2] << 8 | p[3];
-}
-
-/* The type name inside a key blob; 0 if the blob is too short for it. */
-static size_t
-blob_type(const uint8_t *blob, size_t len, const char **type)
-{
-    uint32_t n;
-
-    if (len < 4) {
-        return 0;
-    }
-    n = read_u32(blob);
-    if (n > len - 4 || n > 255) {
-        return 0;
-    }
-    *type = (const char *)blob + 4;
-    return n;
-}
-
-static int
-type_is_known(const char *type, size_t len)
-{
-    for (size_t i = 0; i < N_KEY_TYPES; i++) {
-        if (strlen(key_types[i].type) == len &&
-            memcmp(key_types[i].type, type, len) == 0) {
-            return 1;
-        }
-    }
-    return 0;
-}
 
 /* Cuts the next word (up to blank or tab) off *at. */
 static size_t
@@ -297,7 +238,8 @@ key_read(const char *at, const char *end, struct entry *new)
     size_t text_len = word_next(&at, end, &text);
     size_t room = text_len / 4 * 3;
 
-    if (!type_is_known(type, type_len) || room == 0 || room > BLOB_MAX) {
+    if (!ch_hostkey_type_is_known(type, type_len) || room == 0 ||
+        room > BLOB_MAX) {
         return CH_ERR_FORMAT;
     }
     new->blob = malloc(room);
@@ -305,7 +247,7 @@ key_read(const char *at, const char *end, struct entry *new)
         return CH_ERR_NOMEM;
     }
     if (ch_b64_decode(text, text_len, new->blob, room, &new->len) != CH_OK ||
-        blob_type(new->blob, new->len, &inner) != type_len ||
+        ch_hostkey_type(new->blob, new->len, &inner) != type_len ||
         memcmp(inner, type, type_len) != 0) {
         return CH_ERR_FORMAT;
     }
@@ -391,9 +333,8 @@ text_read(struct ch_known_hosts *known, const char *file, const char *text,
 
 /* --- files --- */
 
-/* Reads from fd to its end; *text is the caller's, also on error. */
-static int
-fd_read_all(int fd, char **text, size_t *len)
+int
+ch_known_hosts_read(int fd, char **text, size_t *len)
 {
     size_t cap = 0;
 
@@ -437,7 +378,7 @@ file_read(struct ch_known_hosts *known, const char *path)
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
         goto out;
     }
-    r = fd_read_all(fd, &text, &len);
+    r = ch_known_hosts_read(fd, &text, &len);
     if (r == CH_OK) {
         r = text_read(known, path, text, len);
     } else if (r == CH_ERR_SYS) {
@@ -498,8 +439,7 @@ ch_known_hosts_load(const struct ch_host_query *query,
 
 int
 ch_known_hosts_parse(const struct ch_host_query *query, const char *file,
-                     const char *text, size_t len,
-                     struct ch_known_hosts **out)
+                     const char *text, size_t len, struct ch_known_hosts **out)
 {
     int r;
 
@@ -575,8 +515,10 @@ ch_known_hosts_check(const struct ch_known_hosts *known, const uint8_t *blob,
                      size_t len, const char **file, unsigned long *line)
 {
     static const enum ch_host_verdict verdicts[] = {
-        [SAY_NOTHING] = CH_HOST_NEW,         [SAY_CHANGED] = CH_HOST_CHANGED,
-        [SAY_OK] = CH_HOST_OK,               [SAY_REVOKED] = CH_HOST_REVOKED,
+        [SAY_NOTHING] = CH_HOST_NEW,
+        [SAY_CHANGED] = CH_HOST_CHANGED,
+        [SAY_OK] = CH_HOST_OK,
+        [SAY_REVOKED] = CH_HOST_REVOKED,
         [SAY_AUTHORITY] = CH_HOST_UNSUPPORTED,
     };
     enum say best = SAY_NOTHING, best_bare = SAY_NOTHING;
@@ -629,25 +571,13 @@ ch_known_hosts_action(enum ch_host_verdict verdict, const char *mode,
     }
 }
 
-static const char *
-algorithm_type(const char *algorithm, size_t len)
-{
-    for (size_t i = 0; i < N_KEY_TYPES; i++) {
-        if (strlen(key_types[i].algorithm) == len &&
-            memcmp(key_types[i].algorithm, algorithm, len) == 0) {
-            return key_types[i].type;
-        }
-    }
-    return NULL;
-}
-
 static int
 has_type(const struct ch_known_hosts *known, const char *type)
 {
     for (size_t i = 0; type != NULL && i < known->n; i++) {
         const struct entry *e = &known->entries[i];
         const char *inner;
-        size_t n = blob_type(e->blob, e->len, &inner);
+        size_t n = ch_hostkey_type(e->blob, e->len, &inner);
 
         if (!e->bare && e->marker == MARK_NONE && strlen(type) == n &&
             memcmp(type, inner, n) == 0) {
@@ -663,14 +593,18 @@ static void
 order_append(const struct ch_known_hosts *known, const char *list, int want,
              char *out)
 {
+    const char *start = out;
+
     while (*list != '\0') {
         size_t n = strcspn(list, ",");
 
-        if (n > 0 && has_type(known, algorithm_type(list, n)) == want) {
-            if (*out != '\0') {
-                strcat(out, ",");
+        if (n > 0 &&
+            has_type(known, ch_hostkey_of_algorithm(list, n)) == want) {
+            out += strlen(out);
+            if (out != start) {
+                *out++ = ',';
             }
-            strncat(out, list, n);
+            memcpy(out, list, n); /* the rest of out is zero */
         }
         list += n + (list[n] == ',' ? 1 : 0);
     }
@@ -686,182 +620,12 @@ ch_known_hosts_order(const struct ch_known_hosts *known,
     if (*out == NULL) {
         return CH_ERR_NOMEM;
     }
-    if (has_type(known, algorithm_type(algorithms, first))) {
-        strcpy(*out, algorithms); /* the best one is known already */
+    if (has_type(known, ch_hostkey_of_algorithm(algorithms, first))) {
+        /* the best one is known already */
+        memcpy(*out, algorithms, strlen(algorithms) + 1);
         return CH_OK;
     }
     order_append(known, algorithms, 1, *out);
     order_append(known, algorithms, 0, *out);
     return CH_OK;
-}
-
-const char *
-ch_known_hosts_kind(const uint8_t *blob, size_t len)
-{
-    const char *type;
-    size_t n = blob_type(blob, len, &type);
-
-    for (size_t i = 0; n > 0 && i < N_KEY_TYPES; i++) {
-        if (strlen(key_types[i].type) == n &&
-            memcmp(key_types[i].type, type, n) == 0) {
-            return key_types[i].kind;
-        }
-    }
-    return "unknown";
-}
-
-/* --- adding --- */
-
-static const char *
-first_user_file(const struct ch_host_query *query)
-{
-    char **files = query->user_files;
-
-    return files == NULL || files[0] == NULL ||
-                   strcasecmp(files[0], "none") == 0
-               ? NULL
-               : files[0];
-}
-
-int
-ch_known_hosts_can_add(const struct ch_host_query *query)
-{
-    return first_user_file(query) != NULL &&
-           query->host[strcspn(query->host, "@?*#[]|'\"\\ \t\r\n,")] == '\0';
-}
-
-/* The directory of path, 0700 if it has to be made (one level, as ssh). */
-static void
-make_directory(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    char *dir;
-
-    if (slash == NULL || slash == path) {
-        return;
-    }
-    dir = strndup(path, (size_t)(slash - path));
-    if (dir != NULL) {
-        (void)mkdir(dir, 0700);
-        free(dir);
-    }
-}
-
-/* "name type base64\n", with a newline before it if the file lacks one. */
-static int
-line_format(const struct ch_known_hosts *known, const uint8_t *blob,
-            size_t len, int hash, int newline, char **line)
-{
-    char salt_text[CH_B64_LEN(CH_SHA1_LEN) + 1];
-    char hash_text[CH_B64_LEN(CH_SHA1_LEN) + 1];
-    uint8_t salt[CH_SHA1_LEN], digest[CH_SHA1_LEN];
-    const char *type, *start = newline ? "\n" : "";
-    size_t type_len = blob_type(blob, len, &type);
-    char *text = malloc(CH_B64_LEN(len) + 1);
-    int n;
-
-    *line = NULL;
-    if (text == NULL || type_len == 0) {
-        free(text);
-        return text == NULL ? CH_ERR_NOMEM : CH_ERR_FORMAT;
-    }
-    ch_b64_encode(text, blob, len);
-    if (hash && getrandom(salt, sizeof(salt), 0) == (ssize_t)sizeof(salt)) {
-        ch_hmac_sha1(salt, sizeof(salt), (const uint8_t *)known->name,
-                     strlen(known->name), digest);
-        ch_b64_encode(salt_text, salt, sizeof(salt));
-        ch_b64_encode(hash_text, digest, sizeof(digest));
-        n = asprintf(line, "%s|1|%s|%s %.*s %s\n", start, salt_text,
-                     hash_text, (int)type_len, type, text);
-    } else if (hash) {
-        n = -1;
-    } else {
-        n = asprintf(line, "%s%s %.*s %s\n", start, known->name,
-                     (int)type_len, type, text);
-    }
-    free(text);
-    if (n < 0) {
-        *line = NULL;
-        return CH_ERR_NOMEM;
-    }
-    return CH_OK;
-}
-
-/* Under the lock: is the key there already, and does the file end well? */
-static int
-file_append(int fd, const struct ch_host_query *query, const char *path,
-            const uint8_t *blob, size_t len, int hash)
-{
-    struct ch_known_hosts *known = NULL;
-    char *text = NULL, *line = NULL;
-    size_t n = 0;
-    ssize_t wrote;
-    int r = fd_read_all(fd, &text, &n);
-
-    if (r == CH_OK) {
-        r = ch_known_hosts_parse(query, path, text, n, &known);
-    }
-    if (r != CH_OK ||
-        ch_known_hosts_check(known, blob, len, NULL, NULL) == CH_HOST_OK) {
-        goto out;
-    }
-    r = line_format(known, blob, len, hash, n > 0 && text[n - 1] != '\n',
-                    &line);
-    if (r != CH_OK) {
-        goto out;
-    }
-    n = strlen(line);
-    do {
-        wrote = write(fd, line, n);
-    } while (wrote < 0 && errno == EINTR);
-    if (wrote != (ssize_t)n) {
-        r = CH_ERR_SYS;
-    }
-out:
-    ch_known_hosts_free(known);
-    free(text);
-    free(line);
-    return r;
-}
-
-/* Others hold the lock for a read and a write only; who has it longer keeps
- * us from recording a key, not from working. */
-static int
-lock_soon(int fd)
-{
-    struct timespec nap = {0, 2000000};
-
-    for (int i = 0; i < 10; i++) {
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
-            return CH_OK;
-        }
-        (void)nanosleep(&nap, NULL);
-    }
-    return CH_ERR_SYS;
-}
-
-int
-ch_known_hosts_add(const struct ch_host_query *query, const uint8_t *blob,
-                   size_t len, int hash)
-{
-    const char *path = first_user_file(query);
-    struct stat st;
-    int fd, r = CH_ERR_SYS;
-
-    if (path == NULL || !ch_known_hosts_can_add(query)) {
-        return CH_ERR_REFUSED;
-    }
-    make_directory(path);
-    fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK,
-              0600);
-    if (fd < 0) {
-        return CH_ERR_SYS;
-    }
-    if (fstat(fd, &st) == 0 && !S_ISREG(st.st_mode)) {
-        r = CH_OK; /* /dev/null: nothing to keep */
-    } else if (lock_soon(fd) == CH_OK) {
-        r = file_append(fd, query, path, blob, len, hash);
-    }
-    close(fd);
-    return r;
 }

@@ -61,8 +61,8 @@ int ch_known_hosts_can_add(const struct ch_host_query *query);
  * directory 0700 if missing. A key that is there already is not repeated. */
 CH_MUST_USE int ch_known_hosts_add(const struct ch_host_query *query,
                                    const uint8_t *blob, size_t len, int hash);
-/* "ED25519", "RSA", ... as ssh names the key's kind in messages. */
-const char *ch_known_hosts_kind(const uint8_t *blob, size_t len);
+/* Reads fd to its end; the caller frees *text, also on error. */
+CH_MUST_USE int ch_known_hosts_read(int fd, char **text, size_t *len);
 
 /* For the fuzzer and the tests: the lines of text that are for the host, as
  * if they stood in a file of that name. */

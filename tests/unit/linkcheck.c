@@ -252,8 +252,8 @@ on_open(void *arg, int64_t connect_us, int64_t auth_us, const char *banner)
 {
     struct run *run = arg;
 
-    printf("open %s %s\n", connect_us > 0 && auth_us >= connect_us ? "ok" : "?",
-           banner);
+    printf("open %s %s\n",
+           connect_us > 0 && auth_us >= connect_us ? "ok" : "?", banner);
     fflush(stdout);
     if (n_execs == 0) {
         run_over(run);
@@ -332,15 +332,19 @@ set(const char *key, char *value)
         const char *key;
         const char **text;
     } texts[] = {
-        {"host", &options.host}, {"user", &options.user},
+        {"host", &options.host},
+        {"user", &options.user},
         {"agent", &options.identity_agent},
         {"password", &options.password},
         {"check", &options.host_key_checking},
-        {"alias", &options.host_key_alias}, {"ciphers", &options.ciphers},
-        {"macs", &options.macs}, {"kex", &options.kex},
+        {"alias", &options.host_key_alias},
+        {"ciphers", &options.ciphers},
+        {"macs", &options.macs},
+        {"kex", &options.kex},
         {"hostkeys", &options.host_key_algorithms},
         {"pubkeys", &options.pubkey_algorithms},
-        {"family", &options.address_family}, {"bind", &options.bind_address},
+        {"family", &options.address_family},
+        {"bind", &options.bind_address},
         {"on_line", &on_line},
     };
     static const char *const list_keys[] = {"identity", "auth", "known",
