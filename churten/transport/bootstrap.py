@@ -170,6 +170,11 @@ def sub_command(interpreter: str) -> str:
     return f"{_words(interpreter)} -c '{_loader()}'"
 
 
+# Modules share most of their files: (name, CRC, size) -> marshalled code, empty
+# if this Python cannot compile it.
+_compiled: dict[tuple[str, int, int], bytes] = {}
+
+
 def marshal_payload(zip_bytes: bytes) -> bytes:
     """Third item of a PAYLOAD frame: the payload's modules compiled for targets
     whose HELLO has `magic` equal to ours (importlib.util.MAGIC_NUMBER.hex()); for
@@ -180,11 +185,17 @@ def marshal_payload(zip_bytes: bytes) -> bytes:
         for name in payload.namelist():
             if not name.endswith(".py"):
                 continue
-            try:
-                code = compile(payload.read(name), name, "exec", 0, True, 0)
-            except (SyntaxError, ValueError):
+            info = payload.getinfo(name)
+            known = name, info.CRC, info.file_size
+            if known not in _compiled:
+                try:
+                    code = compile(payload.read(name), name, "exec", 0, True, 0)
+                    _compiled[known] = marshal.dumps(code)
+                except (SyntaxError, ValueError):
+                    _compiled[known] = b""
+            if not _compiled[known]:
                 continue
             package = name.endswith("/__init__.py")
             module = name[: -len("/__init__.py" if package else ".py")]
-            modules[module.replace("/", ".")] = (package, marshal.dumps(code))
+            modules[module.replace("/", ".")] = (package, _compiled[known])
     return marshal.dumps(modules, 2)

@@ -15,12 +15,15 @@ import binascii
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import io
 import json
 import re
 import shlex
 import typing as t
 import zipfile
+
+from churten.transport import bootstrap
 
 _MAIN_219 = b'\n\nif __name__ == "__main__":\n    _ansiballz_main(\n'
 _KEYS_219 = {
@@ -46,6 +49,7 @@ _RUN_218 = re.compile(
 _RLIMIT_218 = re.compile(rb"\n    requested_soft = min\(existing_hard, ([0-9]+)\)\n")
 _COVERAGE_218 = (b"import coverage\n", b"find_spec('coverage')")
 
+_MAGIC = importlib.util.MAGIC_NUMBER.hex()
 _ZIP_MAX = 16 << 20  # the protocol's limit for a PAYLOAD frame
 _zips: dict[bytes, _Zip] = {}
 
@@ -58,6 +62,13 @@ class _Zip:
         with zipfile.ZipFile(io.BytesIO(self.data)) as archive:
             self.entries = sorted((i.filename, i.CRC, i.file_size) for i in archive.infolist())
         self.keys: dict[str, str] = {}
+        self._compiled: bytes | None = None
+
+    def compiled(self) -> bytes:
+        """The same, compiled by this Python (`bootstrap.marshal_payload`); takes some tenths of a second when it is new."""
+        if self._compiled is None:
+            self._compiled = bootstrap.marshal_payload(self.data)
+        return self._compiled
 
     def key(self, fqn: str) -> str:
         """The content key: the archive's own bytes differ in every run (time stamps), what is in it does not."""
@@ -81,13 +92,20 @@ class Module:
     """What an agent needs to run a module, beside interpreter and environment; `docs/protocol.md`, RUN."""
 
     key: str
-    zip: t.Callable[[], bytes]
+    archive: _Zip
     fqn: str
     params: bytes  # JSON
     profile: str  # empty: the wire form of core <= 2.18
     rlimit_nofile: int
     form: str  # "219" or "218"
     secrets: str  # JSON list, or empty for none
+
+    def payload(self, magic: str) -> tuple[str, t.Callable[[], list[str | bytes]]]:
+        """Key and items of the PAYLOAD frame for an agent whose HELLO says `magic`: with compiled code if it is for that Python."""
+        if magic != _MAGIC:
+            return self.key, lambda: [self.key, self.archive.data]
+        key = f"{self.key}-{magic}"
+        return key, lambda: [key, self.archive.data, self.archive.compiled()]
 
 
 class ModuleCall(bytes):
@@ -98,16 +116,11 @@ class ModuleCall(bytes):
 
     @classmethod
     def light(cls, module: Module, build: t.Callable[[], bytes]) -> ModuleCall:
-        """A call that knows what it runs but not yet the program; `whole` builds it when it is needed after all."""
+        """A call that knows what it runs but not yet the program; `program()` builds it when it is needed after all."""
         call = cls(b"churten: the program of this module was not built\n")
         call.module = module
         call._build = build
         return call
-
-    @staticmethod
-    def whole(in_data: bytes | None) -> bytes | None:
-        """`in_data` as stock would have it: the program text."""
-        return in_data._build() if isinstance(in_data, ModuleCall) and in_data._build is not None else in_data
 
     @classmethod
     def from_wrapper(cls, wrapper: bytes) -> ModuleCall | None:
@@ -130,6 +143,13 @@ class ModuleCall(bytes):
         call = cls(wrapper)
         call.module = module
         return call
+
+
+def program(in_data: bytes | None) -> bytes | None:
+    """`in_data` as the built-in plugins want it: plain bytes, with a module's program text built if it was not yet."""
+    if not isinstance(in_data, ModuleCall):
+        return in_data
+    return in_data._build() if in_data._build is not None else bytes(in_data)
 
 
 def recognise(in_data: bytes | None) -> Module | None:
@@ -168,7 +188,7 @@ def _module(text: bytes, fqn: str, params: bytes, profile: str, rlimit: int, for
     archive = _zip(text)
     if len(archive.data) > _ZIP_MAX - 4096 or len(params) > _ZIP_MAX - 65536:
         return None
-    return Module(archive.key(fqn), lambda: archive.data, fqn, params, profile, rlimit, form, secrets)
+    return Module(archive.key(fqn), archive, fqn, params, profile, rlimit, form, secrets)
 
 
 def _parse_219(wrapper: bytes) -> Module | None:

@@ -84,7 +84,7 @@ class Pending:
         self.offset = 0
         self.window = WINDOW_BYTES
         self.ended = True  # nothing (more) to send
-        self.payload: tuple[str, t.Callable[[], bytes]] | None = None
+        self.payload: tuple[str, t.Callable[[], list[str | bytes]]] | None = None
         self.failure: PoolFailure | None = None
         self.error: BaseException | None = None
         self.final: tuple[int, bytes] | None = None
@@ -309,13 +309,13 @@ class Pool:
         stdin: Source | None = None,
         sink: t.Callable[[bytes], object] | None = None,
         deadline_s: float | None = None,
-        payload: tuple[str, t.Callable[[], bytes]] | None = None,
+        payload: tuple[str, t.Callable[[], list[str | bytes]]] | None = None,
     ) -> Reply:
         """Send one request and wait for its end.
 
-        `stdin`: what to stream after it (bytes or a file). `sink`: called with each chunk of FETCH. `deadline_s`: seconds until it is cancelled and
-        PoolFailure of class `cancelled` is raised. `payload`: key and supplier of the module archive, for RUN. Raises PoolFailure; any exception thrown into
-        the wait cancels the request and passes on.
+        `stdin`: what to stream after it (bytes or a file). `sink`: called with each chunk of FETCH. `deadline_s`: seconds
+        until it is cancelled and PoolFailure of class `cancelled` is raised. `payload`: for RUN, the module's key and what
+        makes the items of its PAYLOAD. Raises PoolFailure; an exception thrown into the wait cancels the request.
         """
         self._refresh()
         self._owner(session)
@@ -536,8 +536,8 @@ class Pool:
     def _supply(self, pending: Pending) -> None:
         """The pool does not have the module yet: send it, and the request again."""
         assert pending.payload is not None
-        key, supplier = pending.payload
-        self._client.send(PAYLOAD, pending.session, pending.agent, 0, self._core.pack([key, supplier()]))
+        _, items = pending.payload
+        self._client.send(PAYLOAD, pending.session, pending.agent, 0, self._core.pack(items()))
         self._send(pending)
 
     def _on_data(self, pending: Pending, flags: int, body: bytes) -> None:

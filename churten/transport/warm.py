@@ -56,6 +56,7 @@ class WarmConnection:
     """Mixin for a class derived from a built-in Connection. See the module's text."""
 
     has_pipelining = True
+    takes_module_calls = True  # exec_command() accepts payload.ModuleCall; see compat/modules.py
 
     # --- what the subclasses say ---
 
@@ -95,7 +96,7 @@ class WarmConnection:
             return result
         except Stock as ex:
             self._log_stock(ex)
-            plain = bytes(in_data) if isinstance(in_data, payload.ModuleCall) else in_data
+            plain = payload.program(in_data)
             return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
 
     def _establish(self) -> None:
@@ -298,24 +299,13 @@ class WarmConnection:
         client, session = self._open(route)
         if (route.key, command.interpreter) in _no_python:
             return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
-        env = "\0".join(command.env)
-        limit = str(module.rlimit_nofile)
-        body: list[str | bytes] = [
-            module.key,
-            module.fqn,
-            module.params,
-            module.profile,
-            env,
-            limit,
-            "0",
-            module.form,
-            module.secrets,
-            "",
-        ]
         try:
             agent = self._agent_for(route, client, session, command)
+            items = module.payload(client.started(session, agent).get("magic", ""))
+            body: list[str | bytes] = [items[0], module.fqn, module.params, module.profile, "\0".join(command.env)]
+            body += [str(module.rlimit_nofile), "0", module.form, module.secrets, ""]
             self._log(3, f"churten: RUN {module.fqn} on agent {agent} ({route.transport})")
-            return self._result(client.call(pool.RUN, session, agent, body, payload=(module.key, module.zip)))
+            return self._result(client.call(pool.RUN, session, agent, body, payload=items))
         except pool.PoolFailure as failure:
             if failure.cls != "no_python" or failure.started:
                 raise
@@ -341,8 +331,7 @@ class WarmConnection:
 
     def _exec(self, client: pool.Pool, session: int, agent: int, cmd: str, in_data: bytes | None) -> Result:
         body = [cmd, "", "0", "data" if in_data else "null", "login"]
-        plain = bytes(in_data) if in_data else None
-        return self._result(client.call(pool.EXEC, session, agent, body, stdin=plain))
+        return self._result(client.call(pool.EXEC, session, agent, body, stdin=payload.program(in_data) or None))
 
     def _result(self, reply: pool.Reply) -> Result:
         # A command that a signal ended has no exit status; ssh reports 255 and the message of the signal.

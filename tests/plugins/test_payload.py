@@ -1,9 +1,11 @@
 """churten.transport.payload: what ansible-core of this environment writes is recognised; what is even slightly different is not."""
 
 import base64
+import importlib.util
 import inspect
 import io
 import json
+import marshal
 import shlex
 import zipfile
 
@@ -69,7 +71,7 @@ def test_the_wrapper_of_this_core(build):
     assert json.loads(module.params)["ANSIBLE_MODULE_ARGS"]["data"] == NASTY
     assert (module.form, module.profile) in {("219", "legacy"), ("218", "")}
     assert module.rlimit_nofile == 0 and module.secrets == ""
-    names = zipfile.ZipFile(io.BytesIO(module.zip())).namelist()
+    names = zipfile.ZipFile(io.BytesIO(module.archive.data)).namelist()
     assert "ansible/modules/ping.py" in names and "ansible/module_utils/basic.py" in names
 
 
@@ -85,7 +87,7 @@ def test_the_archive_is_decoded_once(build, monkeypatch):
 
     monkeypatch.setattr(base64, "b64decode", fail)
     second = payload.recognise(build({"data": "two"}))
-    assert second.key == first.key and second.params != first.params and second.zip() is first.zip()
+    assert second.key == first.key and second.params != first.params and second.archive is first.archive
 
 
 def _zip_text(content, date, name="ansible/modules/m.py"):
@@ -109,6 +111,15 @@ def test_the_key_is_of_the_contents():
         _key(_zip_text("a", early), "ansible.modules.n"),
     }
     assert len(others | {_key(_zip_text("a", early))}) == 4
+
+
+def test_compiled_code_goes_only_to_the_same_python(build):
+    module = payload.recognise(build())
+    key, items = module.payload(importlib.util.MAGIC_NUMBER.hex())
+    assert key != module.key and items()[:2] == [key, module.archive.data]
+    assert "ansible.modules.ping" in marshal.loads(items()[2])
+    key, items = module.payload("00000000")
+    assert key == module.key and items() == [key, module.archive.data]
 
 
 def test_an_object_that_is_recognised_already_is_not_parsed_again(build, monkeypatch):
