@@ -1,0 +1,53 @@
+"""Who takes part, with which settings, and how to see whether it is installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+
+@dataclasses.dataclass
+class Contender:
+    """A way to run the same playbook."""
+
+    name: str
+    settings: dict[str, str]  # environment on top of what all share
+    variables: dict[str, str] = dataclasses.field(default_factory=dict)  # extra variables
+    missing: Callable[[], str] = lambda: ""  # why it cannot take part; empty if it can
+
+
+def _mitogen() -> Path | None:
+    spec = importlib.util.find_spec("ansible_mitogen")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return Path(places[0]) / "plugins" / "strategy" if places else None
+
+
+def _without_mitogen() -> str:
+    return "" if _mitogen() else "mitogen is not installed (pip install mitogen)"
+
+
+def _without(plugin: str) -> Callable[[], str]:
+    """Is the plugin of churten there? `plugin` is type/name."""
+    root = Path(__file__).resolve().parents[1] / "plugins"
+    return lambda: "" if (root / f"{plugin}.py").exists() else f"plugins/{plugin}.py does not exist"
+
+
+def all_contenders() -> list[Contender]:
+    """In the order of the table; the first one is what the others are compared with."""
+    mitogen = {"ANSIBLE_STRATEGY_PLUGINS": str(_mitogen())}
+    plain = {"mitogen_ssh_compression": "false"}  # stock runs without compression, too
+    return [
+        Contender("stock linear", {"ANSIBLE_STRATEGY": "linear"}),
+        Contender("stock free", {"ANSIBLE_STRATEGY": "free"}),
+        Contender("mitogen linear", {**mitogen, "ANSIBLE_STRATEGY": "mitogen_linear"}, plain, _without_mitogen),
+        Contender("mitogen free", {**mitogen, "ANSIBLE_STRATEGY": "mitogen_free"}, plain, _without_mitogen),
+        Contender(
+            "churten connection",
+            {"ANSIBLE_STRATEGY": "free", "ANSIBLE_TRANSPORT": "churten.core.ssh"},
+            missing=_without("connection/ssh"),
+        ),
+        Contender("churten linear", {"ANSIBLE_STRATEGY": "churten.core.linear"}, missing=_without("strategy/linear")),
+        Contender("churten free", {"ANSIBLE_STRATEGY": "churten.core.free"}, missing=_without("strategy/free")),
+    ]
