@@ -60,6 +60,8 @@ struct ch_chan_events {
     void (*on_exit)(void *arg, int rc, int signal, const char *error);
 };
 
+/* Is there an implementation of this transport? */
+int ch_link_known(const char *transport);
 /* Starts connecting. NULL only when out of memory. */
 struct ch_link *ch_link_new(struct ch_loop *loop,
                             const struct ch_link_options *options,

@@ -78,8 +78,9 @@ utf8_len(const uint8_t *text, size_t len)
     return n;
 }
 
-char *
-ch_text_escape(char *out, size_t size, const uint8_t *text, size_t len)
+static char *
+text_copy(char *out, size_t size, const uint8_t *text, size_t len,
+          const char *keep)
 {
     static const char hex[] = "0123456789abcdef";
     size_t at = 0;
@@ -90,6 +91,9 @@ ch_text_escape(char *out, size_t size, const uint8_t *text, size_t len)
     for (size_t i = 0; i < len;) {
         size_t n = utf8_len(text + i, len - i);
 
+        if (n == 0 && text[i] != 0 && strchr(keep, text[i]) != NULL) {
+            n = 1;
+        }
         if (at + (n > 0 ? n : 4) >= size) {
             break;
         }
@@ -109,6 +113,18 @@ ch_text_escape(char *out, size_t size, const uint8_t *text, size_t len)
     }
     out[at] = '\0';
     return out;
+}
+
+char *
+ch_text_escape(char *out, size_t size, const uint8_t *text, size_t len)
+{
+    return text_copy(out, size, text, len, "");
+}
+
+char *
+ch_text_clean(char *out, size_t size, const uint8_t *text, size_t len)
+{
+    return text_copy(out, size, text, len, "\n\r\t");
 }
 
 void

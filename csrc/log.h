@@ -17,5 +17,7 @@ void ch_log(const char *format, ...) CH_PRINTF(1, 2);
 /* Text from a peer made safe for logs and messages: control characters
  * become \xNN, invalid UTF-8 too, cut at size - 1. Returns out. */
 char *ch_text_escape(char *out, size_t size, const uint8_t *text, size_t len);
+/* The same for messages that people read: newline, return and tab stay. */
+char *ch_text_clean(char *out, size_t size, const uint8_t *text, size_t len);
 
 #endif
