@@ -14,7 +14,6 @@
  */
 #include "pool_int.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,12 +80,6 @@ spec_forget(struct agent *agent)
 }
 
 /* --- refs --- */
-
-static uint64_t
-key_of_index(uint16_t index)
-{
-    return index;
-}
 
 struct agent_ref *
 ref_find(struct attach *attach, uint16_t number)
@@ -163,12 +156,10 @@ agent_free(struct agent *agent)
 }
 
 /* Makes it dead: requests, subs and (tell) refs hear why. */
-static void
+void
 agent_fail(struct agent *agent, const struct fail *fail, int tell)
 {
     struct ch_loop *loop = agent->session->pool->loop;
-    uint64_t index = key_of_index(agent->index);
-
     if (agent->state == AGENT_DEAD) {
         return;
     }
@@ -194,8 +185,8 @@ agent_fail(struct agent *agent, const struct fail *fail, int tell)
         ch_agentlink_free(agent->al);
         agent->al = NULL;
     } else {
-        (void)ch_table_remove(&agent->login->by_index, &index,
-                              sizeof(index));
+        (void)ch_table_remove(&agent->login->by_index, &agent->index,
+                              sizeof(agent->index));
     }
     ch_list_remove(&agent->in_list);
     CH_LIST_EACH(at, &agent->refs)
@@ -303,7 +294,7 @@ agent_expect(struct agent *agent, int change)
 }
 
 /* It became ready: answer the refs, let the held frames go. */
-static void
+void
 agent_ready(struct agent *agent, const uint8_t *hello, size_t len)
 {
     struct fail fail;
@@ -337,142 +328,6 @@ agent_ready(struct agent *agent, const uint8_t *hello, size_t len)
     }
 }
 
-/* --- frames from the login agent --- */
-
-static int
-sub_frame(struct agent *sub, const struct ch_frame *frame)
-{
-    struct ch_vec vec;
-    const uint8_t *item = NULL;
-    size_t len = 0;
-    struct fail fail;
-
-    if (frame->type == CH_STARTED && sub->state == AGENT_STARTING) {
-        if (ch_vec_check(frame->body, frame->len, 1) != CH_OK) {
-            return CH_ERR_PROTOCOL;
-        }
-        agent_ready(sub, frame->body, frame->len);
-        return CH_OK;
-    }
-    if (frame->type != CH_FAILED ||
-        ch_vec_check(frame->body, frame->len, 0) != CH_OK ||
-        ch_vec_init(&vec, frame->body, frame->len) != CH_OK ||
-        vec.left < 3) {
-        return CH_ERR_PROTOCOL;
-    }
-    /* Only words of the protocol go on to clients. */
-    static const char *const classes[] = {
-        "become_password_missing", "become_password_wrong", "become",
-        "no_python",               "unsupported",           "agent",
-    };
-    fail.class = "agent";
-    fail.message[0] = '\0';
-    if (ch_vec_next(&vec, &item, &len) == CH_OK) {
-        for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++) {
-            if (strlen(classes[i]) == len &&
-                memcmp(classes[i], item, len) == 0) {
-                fail.class = classes[i];
-            }
-        }
-    }
-    fail.layer = strncmp(fail.class, "become", 6) == 0 ? "become" : "agent";
-    if (ch_vec_next(&vec, &item, &len) == CH_OK &&
-        ch_vec_next(&vec, &item, &len) == CH_OK) {
-        ch_text_clean(fail.message, sizeof(fail.message), item, len);
-    }
-    ch_log("%s: sub-agent failed (%s): %s", sub->session->name, fail.class,
-           fail.message);
-    agent_fail(sub, &fail, 1);
-    return CH_OK;
-}
-
-static int
-login_frame(void *arg, const struct ch_frame *frame)
-{
-    struct agent *login = arg;
-    uint64_t index = key_of_index(frame->agent);
-    struct request *req;
-    struct agent *sub;
-
-    if (frame->session != 0) {
-        return CH_ERR_PROTOCOL;
-    }
-    if (frame->request == 0) {
-        sub = ch_table_find(&login->by_index, &index, sizeof(index));
-        if (frame->agent == 0 || frame->agent > login->last_index) {
-            return CH_ERR_PROTOCOL;
-        }
-        /* A sub-agent that was closed meanwhile may still say something. */
-        return sub == NULL ? CH_OK : sub_frame(sub, frame);
-    }
-    req = ch_table_find(&login->wire, &frame->request,
-                        sizeof(frame->request));
-    if (req == NULL) {
-        return frame->request <= login->last_wire ? CH_OK : CH_ERR_PROTOCOL;
-    }
-    if (req->agent->index != frame->agent) {
-        return CH_ERR_PROTOCOL;
-    }
-    if (client_full(req->attach->client, &login->stopper)) {
-        return CH_ERR_AGAIN;
-    }
-    return request_reply(req, frame);
-}
-
-static void
-login_ready(void *arg, const uint8_t *hello, size_t len)
-{
-    struct agent *login = arg;
-
-    ch_log("%s: agent ready", login->session->name);
-    agent_ready(login, hello, len);
-}
-
-static void
-login_sent(void *arg, uint32_t number)
-{
-    struct agent *login = arg;
-    struct request *req = ch_table_find(&login->wire, &number,
-                                        sizeof(number));
-
-    if (req != NULL && req->state == REQUEST_QUEUED) {
-        req->state = REQUEST_SENT;
-        req->sent_us = ch_now_us();
-    }
-}
-
-static void
-login_failed(void *arg, const char *fail_class, const char *layer,
-             const char *message, int link_lost)
-{
-    struct agent *login = arg;
-    struct fail fail;
-
-    if (link_lost) {
-        session_fail(login->session, fail_class, layer, message);
-        return;
-    }
-    fail_set(&fail, fail_class, layer, message);
-    agent_fail(login, &fail, 1);
-}
-
-static const struct ch_agentlink_events login_events = {
-    .on_ready = login_ready,
-    .on_frame = login_frame,
-    .on_sent = login_sent,
-    .on_failed = login_failed,
-};
-
-static void
-login_resume(void *arg)
-{
-    struct agent *login = arg;
-
-    if (login->al != NULL) {
-        ch_agentlink_resume(login->al);
-    }
-}
-
 /* --- starting --- */
 
 /* The session is open: run the command. */
@@ -494,7 +349,7 @@ login_launch(struct agent *agent)
         spec.alive_interval_ms = session->alive_interval_ms;
         spec.alive_count = session->alive_count;
         agent->al = ch_agentlink_new(session->pool->loop, session->link,
-                                     &spec, &login_events, agent, &r);
+                                     &spec, &pool_login_events, agent, &r);
     }
     free(command);
     free(nonce);
@@ -582,8 +437,6 @@ agent_new(struct session *session, struct agent *login, const uint8_t *key,
           size_t key_len, const struct ch_frame *frame)
 {
     struct agent *agent = calloc(1, sizeof(*agent));
-    uint64_t index;
-
     if (agent == NULL ||
         (login != NULL && login->last_index == CH_AGENT_NONE - 1)) {
         free(agent);
@@ -597,7 +450,7 @@ agent_new(struct session *session, struct agent *login, const uint8_t *key,
     ch_list_init(&agent->subs);
     ch_list_init(&agent->in_list);
     ch_outq_init(&agent->held);
-    stopper_init(&agent->stopper, login_resume, agent);
+    stopper_init(&agent->stopper, pool_login_resume, agent);
     agent->key = strndup((const char *)key, key_len);
     agent->spec = malloc(frame->len);
     if (agent->key == NULL || agent->spec == NULL) {
@@ -611,9 +464,8 @@ agent_new(struct session *session, struct agent *login, const uint8_t *key,
         return agent;
     }
     agent->index = ++login->last_index;
-    index = key_of_index(agent->index);
-    if (ch_table_put(&login->by_index, &index, sizeof(index), agent) !=
-        CH_OK) {
+    if (ch_table_put(&login->by_index, &agent->index, sizeof(agent->index),
+                     agent) != CH_OK) {
         agent_free(agent);
         return NULL;
     }

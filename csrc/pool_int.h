@@ -207,6 +207,14 @@ void ref_drop(struct agent_ref *ref);
 CH_MUST_USE int agent_put(struct agent *agent, const struct ch_frame *frame,
                           struct ch_blob *blob, int begins);
 void agent_expect(struct agent *agent, int change);
+/* It said HELLO (STARTED for a sub): answers its refs, sends what was held. */
+void agent_ready(struct agent *agent, const uint8_t *hello, size_t len);
+/* Makes it dead: requests, subs and (tell) refs that had STARTED hear why. */
+void agent_fail(struct agent *agent, const struct fail *fail, int tell);
+
+/* --- pool_login.c --- */
+extern const struct ch_agentlink_events pool_login_events; /* arg: agent */
+void pool_login_resume(void *arg);
 
 /* --- pool_request.c --- */
 int request_new(struct client *client, const struct ch_frame *frame);
