@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -188,7 +189,19 @@ def save(scenario: Scenario, known: dict[str, str], results: dict[str, list[Meas
     return path
 
 
-def bench(scenario: Scenario, repeat: int, only: list[str]) -> int:
+def write_readme(scenario: Scenario, repeat: int, known: dict[str, str], shown: str) -> None:
+    """Puts the table between the markers `<!-- bench:NAME -->` and `<!-- /bench -->` of the project's README."""
+    readme = HERE.parent / "README.md"
+    command = f"make bench SCENARIO={scenario.name} REPEAT={repeat}"
+    text = f"{scenario.title}: `{command}` on {known['machine']}, {known['date']};\n{known['versions']}; forks {scenario.forks}.\n\n{shown}"
+    pattern = re.compile(rf"(<!-- bench:{scenario.name} -->\n).*?(<!-- /bench -->)", re.S)
+    old = readme.read_text()
+    if not pattern.search(old):
+        raise SystemExit(f"README.md has no place for {scenario.name} (<!-- bench:{scenario.name} -->)")
+    readme.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", old))
+
+
+def bench(scenario: Scenario, repeat: int, only: list[str], readme: bool) -> int:
     known = facts(scenario, repeat)
     for name, value in known.items():
         print(f"{name}: {value}")
@@ -216,6 +229,8 @@ def bench(scenario: Scenario, repeat: int, only: list[str]) -> int:
         text = "\n".join([*(f"- {k}: {v}" for k, v in known.items()), *(f"- {n}" for n in skipped + notes), "", shown, ""])
         print("\n" + shown)
         print(f"\nsaved as {save(scenario, known, results, skipped + notes, text)}")
+        if readme:
+            write_readme(scenario, repeat, known, shown)
         return 1 if notes else 0
     finally:
         lab.down()
@@ -227,6 +242,7 @@ def main() -> int:
     parser.add_argument("--scenario", default="cmd20x20")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--only", action="append", default=[], metavar="CONTENDER", help="repeatable")
+    parser.add_argument("--readme", action="store_true", help="also write the table into README.md")
     parser.add_argument("--list", action="store_true", help="the scenarios and contenders")
     arguments = parser.parse_args()
     if arguments.list:
@@ -235,7 +251,7 @@ def main() -> int:
         print("\n".join(contender.name for contender in all_contenders()))
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return bench(load(arguments.scenario), arguments.repeat, arguments.only)
+    return bench(load(arguments.scenario), arguments.repeat, arguments.only, arguments.readme)
 
 
 if __name__ == "__main__":
