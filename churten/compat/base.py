@@ -14,15 +14,14 @@ import types
 import typing as t
 from multiprocessing.reduction import ForkingPickler
 
+import ansible.plugins.action
+import ansible.plugins.strategy.free
+import ansible.plugins.strategy.linear
 from ansible import constants as C
 from ansible import context
 from ansible.plugins import loader as plugin_loader
 from ansible.plugins.loader import action_loader, fragment_loader, module_loader
 from ansible.plugins.strategy import StrategyBase
-
-import ansible.plugins.action
-import ansible.plugins.strategy.free
-import ansible.plugins.strategy.linear
 
 if t.TYPE_CHECKING:
     from churten.executor.hub import FiberHub

@@ -8,11 +8,11 @@ import typing as t
 
 from ansible._internal import _task
 from ansible._internal._errors import _task_timeout
+from ansible._internal._task import HostTaskResult
 from ansible._internal._templating._engine import TemplateEngine
 from ansible._internal._worker._inventory_rpc import InventoryRPC
 from ansible.errors import AnsibleError
 from ansible.executor.task_executor import TaskExecutor
-from ansible._internal._task import HostTaskResult
 from ansible.inventory.host import Host
 from ansible.playbook.task import Task
 

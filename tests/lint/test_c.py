@@ -41,7 +41,7 @@ def test_the_checks_see_what_they_should():
 
 
 def test_foreign_headers_stay_in_their_files(c_files):
-    wrong = []
+    wrong = [p.name for p in c_files if '#include "ssh.h"' in p.read_text() and not p.name.startswith("ssh")]
     for path in c_files:
         for line in path.read_text().splitlines():
             for header, homes in HOME.items():

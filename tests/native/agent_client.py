@@ -14,7 +14,6 @@ import sys
 import time
 import zlib
 
-
 HEADER = struct.Struct(">HBBBBHIII")
 NONCE = "0123456789abcdef0123456789abcdef"
 TYPES = (
