@@ -64,8 +64,17 @@ def install(request, tmp_path_factory):
     return Install(tmp_path_factory.mktemp(request.param), request.param == "editable")
 
 
-def plugins():
-    return sorted((p.parent.name, p.stem) for p in ROOT.glob("plugins/*/*.py") if not p.stem.startswith("_"))
+def plugins(kind):
+    return sorted(f"churten.core.{p.stem}" for p in (ROOT / "plugins" / kind).glob("*.py") if not p.stem.startswith("_"))
+
+
+def test_a_missing_library_is_one_clear_sentence(tmp_path):
+    words = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path)]
+    environment = {**os.environ, "PKG_CONFIG_LIBDIR": str(tmp_path), "PKG_CONFIG_PATH": ""}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    sentence = "churten: the C library libssh (asked pkg-config) was not found; apt-get install libssh-dev"
+    assert done.stderr.strip().splitlines()[-1] == sentence
 
 
 def test_it_is_the_installed_one(install):
@@ -79,12 +88,22 @@ def test_the_pool_is_installed_executable(install):
     assert pool.stat().st_mode & 0o777 == 0o755
 
 
-def test_every_plugin_is_found_by_its_full_name(install):
-    assert plugins()
-    for kind, name in plugins():
-        shown = json.loads(install.ansible("doc", "-j", "-t", kind, f"churten.core.{name}"))
-        file = Path(shown[f"churten.core.{name}"]["doc"]["filename"]).resolve()
-        assert file.is_relative_to(install.site) or file.is_relative_to(install.copy), file
+@pytest.mark.parametrize("kind", ["cache", "callback", "connection", "strategy"])
+def test_every_plugin_is_found_by_its_full_name(install, kind):
+    assert plugins(kind)
+    shown = json.loads(install.ansible("doc", "-j", "-t", kind, *plugins(kind)))
+    assert sorted(shown) == plugins(kind)
+    for name, entry in shown.items():
+        file = Path(entry["doc"]["filename"]).resolve()
+        assert file.is_relative_to(install.site) or file.is_relative_to(install.copy), (name, file)
+
+
+def test_nothing_of_the_package_is_left_out(install):
+    package = Path(install.run(install.python, "-c", "import churten; print(churten.__path__[0])").strip())
+    wanted = {p.relative_to(install.copy / "churten") for p in (install.copy / "churten").rglob("*.*") if p.is_file()}
+    wanted = {path for path in wanted if "__pycache__" not in path.parts}
+    assert len(wanted) > 20
+    assert {path for path in wanted if not (package / path).exists()} == set()
 
 
 def test_a_play_uses_them(install):
