@@ -51,13 +51,13 @@ def send_locked(kind, agent, request, body=b"", flags=0):
 
 
 def read_exactly(size):
-    out = b""
+    out = bytearray()
     while len(out) < size:
-        more = os.read(0, min(size - len(out), 1 << 16))
+        more = os.read(0, min(size - len(out), 1 << 20))
         if not more:
             os._exit(0)
         out += more
-    return out
+    return bytes(out)
 
 
 def hello(pid):
