@@ -23,6 +23,8 @@ from ansible.plugins import loader as plugin_loader
 from ansible.plugins.loader import action_loader, fragment_loader, module_loader
 from ansible.plugins.strategy import StrategyBase
 
+from .memo import ClassMemo, remembered_options
+
 if t.TYPE_CHECKING:
     from churten.executor.hub import FiberHub
 
@@ -40,14 +42,20 @@ OWN_CONNECTIONS = {
 }
 
 
+_OWN_NAMES = frozenset(OWN_CONNECTIONS.values())
+
+
 class ConnectionLoader:
     """Core's connection loader, except that ssh and local mean ours."""
 
     def __init__(self, loader: t.Any) -> None:
         self._loader = loader
+        self._memo = ClassMemo(loader)
 
     def get_with_context(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        return self._loader.get_with_context(self._own(name), *args, **kwargs)
+        own = self._own(name)
+        loader = self._memo if own in _OWN_NAMES else self._loader
+        return loader.get_with_context(own, *args, **kwargs)
 
     def get(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         return self._loader.get(self._own(name), *args, **kwargs)
@@ -177,7 +185,7 @@ class Adapter(abc.ABC):
             plugin_loader.get_plugin_loader_namespace = self.namespace
             os_hook = functools.partial(setattr, time, "sleep", real_sleep)
             _restore_in_child.append(os_hook)
-            with self.fiber_timeouts(hub), self.light_modules():
+            with self.fiber_timeouts(hub), self.light_modules(), remembered_options():
                 yield
         finally:
             _restore_in_child.clear()
@@ -274,5 +282,10 @@ _core_namespace = plugin_loader.get_plugin_loader_namespace
 def _namespace() -> types.SimpleNamespace:
     # Core hands out one namespace for the whole process: ours must be a copy.
     namespace = types.SimpleNamespace(**vars(_core_namespace()))
-    namespace.connection_loader = ConnectionLoader(namespace.connection_loader)
+    namespace.connection_loader = _connections(namespace.connection_loader)
     return namespace
+
+
+@functools.cache
+def _connections(loader: t.Any) -> ConnectionLoader:
+    return ConnectionLoader(loader)
