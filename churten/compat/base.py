@@ -181,7 +181,7 @@ class Adapter(abc.ABC):
             for module in self.strategy_modules:
                 if hasattr(module, "time"):
                     module.time = shim  # type: ignore[attr-defined]
-            time.sleep = hub.sleep
+            time.sleep = hub.sleep  # type: ignore[assignment]
             plugin_loader.get_plugin_loader_namespace = self.namespace
             os_hook = functools.partial(setattr, time, "sleep", real_sleep)
             _restore_in_child.append(os_hook)

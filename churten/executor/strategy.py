@@ -103,7 +103,7 @@ class FiberStrategy:
     _hosts_cache_all: list[str]
 
     # None: nothing is replaced, the built-in strategy runs as it is.
-    _hub: FiberHub | None = None
+    _hub: FiberHub = None  # type: ignore[assignment]  # None while no play runs
 
     def run(self, iterator: t.Any, play_context: t.Any) -> t.Any:
         """Run one play (or one serial batch) with the hub installed."""
