@@ -14,6 +14,7 @@
 #include "ssh.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -202,14 +203,26 @@ agent_keys_choose(struct ch_link *link, const struct ch_key_blob *keys,
     return n_chosen;
 }
 
-/* The thread: libssh offers the keys shown, in blocking mode. */
+/* The thread: libssh offers the keys shown, one by one. The session stays in
+ * non-blocking mode: libssh in blocking mode would wait for ever on a
+ * session that was closed under it. */
 static void *
 thread_main(void *arg)
 {
     struct ch_link *link = arg;
     uint64_t one = 1;
+    int rc = ssh_userauth_agent(link->session, NULL);
 
-    link->thread_result = ssh_userauth_agent(link->session, NULL);
+    while (rc == SSH_AUTH_AGAIN && ch_ssh_is_alive(link)) {
+        struct pollfd p = {.fd = link->fd, .events = POLLIN};
+
+        if (ssh_get_poll_flags(link->session) & SSH_WRITE_PENDING) {
+            p.events |= POLLOUT;
+        }
+        (void)poll(&p, 1, -1); /* ch_ssh_auth_hurry shuts the socket down */
+        rc = ssh_userauth_agent(link->session, NULL);
+    }
+    link->thread_result = rc == SSH_AUTH_AGAIN ? SSH_AUTH_ERROR : rc;
     (void)!write(link->thread_event, &one, sizeof(one));
     return NULL;
 }
@@ -217,13 +230,9 @@ thread_main(void *arg)
 static int
 thread_start(struct ch_link *link)
 {
-    long left_s = (long)((link->deadline_us - ch_now_us()) / 1000000) + 2;
     sigset_t all, before;
     int r;
 
-    if (ssh_options_set(link->session, SSH_OPTIONS_TIMEOUT, &left_s) != 0) {
-        return CH_ERR_SYS;
-    }
     if (link->thread_event < 0) {
         link->thread_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     }
@@ -233,13 +242,11 @@ thread_start(struct ch_link *link)
         return CH_ERR_SYS;
     }
     ch_loop_unwatch(link->loop, link->fd);
-    ssh_set_blocking(link->session, 1);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
     r = pthread_create(&link->thread, NULL, thread_main, link);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (r != 0) {
-        ssh_set_blocking(link->session, 0);
         ch_loop_unwatch(link->loop, link->thread_event);
         return CH_ERR_SYS;
     }
@@ -268,7 +275,6 @@ thread_on_done(void *arg, int fd, unsigned events)
     (void)!read(fd, &count, sizeof(count));
     pthread_join(link->thread, NULL);
     ch_loop_unwatch(link->loop, fd);
-    ssh_set_blocking(link->session, 0);
     rc = link->thread_result;
     link->state = link->fail_class != NULL || link->doomed ? DEAD : AUTH;
     if (link->state == AUTH) {
@@ -482,7 +488,7 @@ ch_ssh_auth_run(struct ch_link *link)
             rc = prompts_run(link);
             break;
         }
-        if (rc == SSH_AUTH_AGAIN) {
+        if (rc == SSH_AUTH_AGAIN && ch_ssh_is_alive(link)) {
             return;
         }
         auth_result(link, rc);

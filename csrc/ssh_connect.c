@@ -56,20 +56,24 @@ fail_negotiation(struct ch_link *link, const char *error)
     return 1;
 }
 
-/* "Received SSH_MSG_DISCONNECT: 2:Too many authentication failures" */
+/* "Received SSH_MSG_DISCONNECT: 2:Too many authentication failures"; ssh
+ * puts a blank after the code. */
 static int
 fail_disconnect(struct ch_link *link, const char *layer, const char *error)
 {
     static const char start[] = "Received SSH_MSG_DISCONNECT: ";
     const char *reason = strstr(error, start);
-    int in_auth = strcmp(layer, "auth") == 0;
+    int in_auth = strcmp(layer, "auth") == 0, code_len;
 
     if (reason == NULL) {
         return 0;
     }
+    reason += strlen(start);
+    code_len = (int)strcspn(reason, ":");
     ch_ssh_fail(link, in_auth ? "auth" : "unreachable", layer,
-                "Received disconnect from %s port %d:%s", link->peer,
-                link->port, reason + strlen(start));
+                "Received disconnect from %s port %d:%.*s: %s", link->peer,
+                link->port, code_len, reason,
+                reason + code_len + (reason[code_len] == ':' ? 1 : 0));
     return 1;
 }
 
@@ -420,7 +424,7 @@ ch_ssh_kex_run(struct ch_link *link)
     int rc = ssh_connect(link->session);
 
     fd_nonblocking(link);
-    if (rc == SSH_AGAIN) {
+    if (rc == SSH_AGAIN && ch_ssh_is_alive(link)) {
         return;
     }
     if (rc != SSH_OK) {

@@ -27,11 +27,11 @@
 #include "link.h"
 #include "proc.h"
 
-#define CHUNK        (64u * 1024u)
-#define CHUNKS_TURN  4     /* reads per event, so that no child starves others */
-#define DRAIN_MS     500
-#define DRAIN_CHUNKS 32
-#define TAIL         2048u /* last bytes of stderr, for messages */
+#define CHUNK          (64u * 1024u)
+#define CHUNKS_TURN    4 /* reads per event, so that no child starves others */
+#define DRAIN_MS       500
+#define DRAIN_CHUNKS   32
+#define TAIL           2048u /* last bytes of stderr, for messages */
 #define LOCAL_GRACE_MS 2000
 
 struct ch_link {
@@ -173,8 +173,8 @@ fail_class(const char *text, const char **layer)
         *layer = "auth";
         return "auth";
     }
-    *layer = strstr(text, "Could not resolve hostname") != NULL ? "dns"
-                                                                : "tcp";
+    *layer =
+        strstr(text, "Could not resolve hostname") != NULL ? "dns" : "tcp";
     return "unreachable";
 }
 
@@ -266,8 +266,7 @@ chan_writable(void *arg, int fd, unsigned events)
     struct ch_chan *chan = arg;
 
     (void)events;
-    if (ch_loop_watch(chan->link->loop, fd, 0, chan_writable, chan) ==
-        CH_OK) {
+    if (ch_loop_watch(chan->link->loop, fd, 0, chan_writable, chan) == CH_OK) {
         chan->events->on_writable(chan->arg);
     }
 }
