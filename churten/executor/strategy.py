@@ -131,7 +131,7 @@ class FiberStrategy:
             with self._adapter.installed(self._hub, self._idle):
                 return super().run(iterator, play_context)  # type: ignore[misc]
         finally:
-            hub, self._hub = self._hub, None
+            hub, self._hub = self._hub, None  # type: ignore[assignment]
             try:
                 hub.close()
             finally:

@@ -11,8 +11,32 @@ import time
 
 import pytest
 from conftest import (
-    ACCEPTED, CANCEL, CLOSE, DATA, DEADLINE_S, END, EXEC, EXIT, FAILED, FETCH, HELLO, NEED, NO_AGENT, OPENED, PAYLOAD, PING, PONG, PUT, RESET, RUN, STAMP,
-    STARTED, STOP, WINDOW, Talk, as_map,
+    ACCEPTED,
+    CANCEL,
+    CLOSE,
+    DATA,
+    DEADLINE_S,
+    END,
+    EXEC,
+    EXIT,
+    FAILED,
+    FETCH,
+    HELLO,
+    NEED,
+    NO_AGENT,
+    OPENED,
+    PAYLOAD,
+    PING,
+    PONG,
+    PUT,
+    RESET,
+    RUN,
+    STAMP,
+    STARTED,
+    STOP,
+    WINDOW,
+    Talk,
+    as_map,
 )  # fmt: skip
 
 from churten import __version__, _core
@@ -626,6 +650,7 @@ def test_a_second_pool_lets_the_first_one_serve(pool, make_pool):
 
 def test_daemon(pool_dir, make_pool):
     import subprocess
+
     from conftest import EXECUTABLE
 
     done = subprocess.run([EXECUTABLE, "--dir", pool_dir], capture_output=True, timeout=DEADLINE_S)
