@@ -39,13 +39,8 @@ class FiberWorker:
     _task = _NO_TASK
 
     def is_alive(self) -> bool:
-        return True
-
-    def terminate(self) -> None:
-        """Fibers end with the hub."""
-
-    def close(self) -> None:
-        """Nothing to release."""
+        """False: there is no process to signal or to terminate; fibers end with the hub."""
+        return False
 
 
 class Results(collections.deque[t.Any]):
