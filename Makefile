@@ -35,7 +35,7 @@ asan: dev  ## unit and native tests under ASan and UBSan
 	CH_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    PYTHONPATH=build/asan/lib $(PYTEST) tests/native
-fuzz: dev  ## the wire decoder for SECONDS=60
+fuzz: dev  ## every decoder for SECONDS=60
 	$(MAKE) -C tests/fuzz run SECONDS=$(SECONDS)
 clean:  ## everything that was built
 	rm -rf build dist .venv *.egg-info churten/*.so churten/churten-pool tests/unit/bin tests/fuzz/bin
