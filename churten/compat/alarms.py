@@ -16,8 +16,8 @@ def fiber_alarms(error_class: t.Any, hub: FiberHub) -> t.Iterator[None]:
     @contextlib.contextmanager
     def alarm_timeout(timeout: int | None) -> t.Iterator[None]:
         fiber = hub.current()
-        # Stock's checks of the value are kept by leaving every value that is not plain to stock.
-        if fiber is None or type(timeout) is not int or not 0 < timeout <= error_class._MAX_TIMEOUT:
+        # No timeout, and the errors for values that are none, are left to stock.
+        if fiber is None or not isinstance(timeout, int) or not 0 < timeout <= error_class._MAX_TIMEOUT:
             with stock(timeout):
                 yield
             return
