@@ -76,7 +76,9 @@ class Sampler(threading.Thread):
         self.stop = threading.Event()
 
     def run(self) -> None:
-        while not self.stop.wait(1.0):
+        pause = 0.4  # short runs get a sample, too
+        while not self.stop.wait(pause):
+            pause = 1.0
             self.peak_kb = max(self.peak_kb, sum(pss_kb(pid) for pid in procs.descendants([os.getpid()])))
 
 
