@@ -16,7 +16,7 @@ def facts_encode(
     key_types: tuple[type, ...],
     leaf: t.Callable[[t.Any], str] | None,
     /,
-) -> bytes: ...
+) -> tuple[bytes, bool]: ...
 def facts_decode(
     data: bytes,
     envelope: bool,
