@@ -43,7 +43,7 @@ def command(name, where, *words, preexec_fn=None, **more):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         preexec_fn=preexec_fn,
     )
 
