@@ -1,11 +1,13 @@
 """churten-pool from outside: a real process, the local transport, and a fake agent that can misbehave."""
 
+import hashlib
 import os
 import shutil
 import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import time
 
@@ -441,8 +443,6 @@ def test_exec_channel_stdin(pool):
         at += len(chunk)
         window -= len(chunk)
         talk.send(DATA, agent=NO_AGENT, request=request, body=chunk, flags=END if at == len(data) else 0)
-    import hashlib
-
     assert talk.result(request)[1].split()[0].decode() == hashlib.sha256(data).hexdigest()
     request = talk.exec("exec <&-; sleep 0.1; echo done", agent=NO_AGENT, stdin="data")
     talk.send(DATA, agent=NO_AGENT, request=request, body=bytes(200_000), flags=END)
