@@ -86,7 +86,7 @@ def test_hello(server, client):
 
 
 def test_nothing_there(pool_dir):
-    with pytest.raises(FileNotFoundError, match="cannot reach the churten pool at .*: No such file"):
+    with pytest.raises(FileNotFoundError, match=r"cannot reach the churten pool at .*: No such file"):
         _core.Client(str(pool_dir / "none"), "1")
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(pool_dir / "stale"))

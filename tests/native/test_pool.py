@@ -649,10 +649,6 @@ def test_a_second_pool_lets_the_first_one_serve(pool, make_pool):
 
 
 def test_daemon(pool_dir, make_pool):
-    import subprocess
-
-    from conftest import EXECUTABLE
-
     done = subprocess.run([EXECUTABLE, "--dir", pool_dir], capture_output=True, timeout=DEADLINE_S)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     talk = Talk(pool_dir / f"pool-{__version__}.sock")
