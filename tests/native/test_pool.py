@@ -20,6 +20,7 @@ from conftest import (
     DEADLINE_S,
     END,
     EXEC,
+    EXECUTABLE,
     EXIT,
     FAILED,
     FETCH,
