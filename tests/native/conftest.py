@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -116,6 +115,8 @@ class Talk:
                 self.client.send(WINDOW, got.session, got.agent, request, struct.pack(">I", len(got.body)))
 
     def status(self):
+        import json
+
         _, out, _ = self.result(self.send(STATUS, 0))
         return json.loads(out)
 
