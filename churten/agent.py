@@ -444,7 +444,7 @@ class Ahead:
             names = ["runpy", "ansible.module_utils.basic"]
         else:
             names = ["ansible.module_utils._internal._ansiballz._loader"]
-        names.append(module.rpartition(".")[0])
+        names.append("ansible.modules")
         path = module.replace(".", "/") + ".py"
         library = payload.library
         if path in library.crcs:
@@ -469,11 +469,7 @@ class Ahead:
         try:
             for name in todo:
                 self.done.add(name)
-                try:
-                    __import__(name)
-                except ImportError:
-                    if name.startswith("ansible."):
-                        raise
+                __import__(name)
         except BaseException:  # a module may raise SystemExit
             payload.ahead = False
         sys.path.remove(library.path)
@@ -493,7 +489,7 @@ class Ahead:
             path = name.replace(".", "/")
             if path + ".py" not in library.crcs and path not in library.packages:
                 return False
-            if name in ("ansible.modules", "ansible.legacy"):
+            if name == "ansible.modules":
                 return True
             return parts[1:2] == ["module_utils"] and (
                 len(parts) == 2 or parts[2] in CORE_UTILS
@@ -543,9 +539,7 @@ def column_zero_imports(source, code):
         origin = origin.decode("ascii", "replace")
         if origin in known and origin != "__future__":
             found.append(origin)
-            if not origin.startswith("ansible."):
-                continue
-            for name in re.findall(rb"\w+", re.sub(rb"#.*|\bas\s+\w+", b"", names)):
+            for name in re.findall(rb"[\w.]+", re.sub(rb"#.*|\bas\s+\w+", b"", names)):
                 found.append(origin + "." + name.decode("ascii", "replace"))
     return found
 
@@ -700,16 +694,15 @@ def interpreter_exit(main, learn=None, known=0):
         atexit._run_exitfuncs()
     except BaseException:
         pass  # it has printed it
-    # What finalization would still flush or delete: files left open, cycles that
-    # hold temporary files. (The agent's own objects are frozen, not walked.)
+    # What finalization would still delete or flush: cycles that hold temporary
+    # files, files left open. (The agent's own objects are frozen, not walked.)
+    gc.collect()
     for left in gc.get_objects():
         if type(left).__name__ in ("TextIOWrapper", "BufferedWriter"):
             try:
                 left.flush()
             except Exception:
                 pass
-    left = None
-    gc.collect()
     for stream in (sys.__stdout__, sys.stderr, sys.stdout):
         try:
             if stream is not None and not stream.closed:
@@ -1117,7 +1110,8 @@ class Put:
     def __init__(self, agent, request, body):
         path, mode, size = unpack(body, 3)[:3]
         self.agent, self.request = agent, request
-        self.mode = int(mode, 8) if mode else None
+        self.masked = mode[:1] == b"~"
+        self.mode = int(mode.lstrip(b"~"), 8) if mode else None
         self.size, self.got = number(size, -1), 0
         self.begun = time.monotonic()
         self.path = os.path.realpath(path)
@@ -1137,7 +1131,9 @@ class Put:
         else:
             temp = self.path + b".churten-" + os.urandom(6).hex().encode()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            mode = 0o666 if self.mode is None and self.old is None else 0o600
+            mode = 0o600
+            if self.old is None and (self.masked or self.mode is None):
+                mode = self.mode if self.masked else 0o666
             try:
                 self.fd = os.open(temp, flags, mode)
                 self.temp = temp
@@ -1187,7 +1183,7 @@ class Put:
             message = "%d of %d bytes came" % (self.got, self.size)
             self.agent.fail(self.request, Failure("file", "file", message, 1))
             return
-        if self.mode is not None:
+        if self.mode is not None and not self.masked:
             os.fchmod(self.fd, self.mode)
         self.agent.close(self.fd)
         self.fd = None
@@ -1225,7 +1221,8 @@ class Fetch:
         self.path, self.credit = path, WINDOW
         self.fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
         agent.own_fds.add(self.fd)
-        if stat.S_ISDIR(os.fstat(self.fd).st_mode):
+        self.mode = os.fstat(self.fd).st_mode
+        if stat.S_ISDIR(self.mode):
             self.drop()
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
 
@@ -1247,7 +1244,7 @@ class Fetch:
         self.agent.send(T_DATA, data, self.request, flags)
         if not data:
             self.drop()
-            self.agent.exit_zero(self)
+            self.agent.exit_zero(self, b"%o" % stat.S_IMODE(self.mode))
 
     def drop(self):
         if self.fd is not None:
@@ -1515,14 +1512,11 @@ class SubAgent:
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_at = None
             if self.pid is not None:
-                self.kill(signal.SIGKILL)
-
-    def kill(self, signum):
-        for action in (os.killpg, os.kill):
-            try:
-                action(self.pid, signum)
-            except OSError:  # another account's, or no group yet
-                pass
+                for action in (os.killpg, os.kill):
+                    try:
+                        action(self.pid, signal.SIGKILL)
+                    except OSError:
+                        pass
 
     def fail(self, kind, layer, message):
         """Not up yet: answers START."""
@@ -1552,10 +1546,7 @@ class SubAgent:
             self.stdin = None
 
     def stop(self):
-        """Closes its stdin, which ends it; kills what is left after 3 s. One that
-        is not up yet knows nothing of that and gets TERM."""
-        if self.state != "up" and self.pid is not None:
-            self.kill(signal.SIGTERM)
+        """Closes its stdin, which ends it; kills what is left after 3 s."""
         self.state, self.deadline = "gone", None
         self.agent.subs.pop(self.index, None)
         self.close_stdin()
@@ -1617,10 +1608,10 @@ class Agent:
         self.jobs.pop(request, None)
         self.send(T_FAILED, pack(failure.items), request)
 
-    def exit_zero(self, job):
+    def exit_zero(self, job, out=b""):
         self.jobs.pop(job.request, None)
         elapsed = int((time.monotonic() - job.begun) * 1e6)
-        self.send(T_EXIT, pack([0, 0, elapsed, b"", b"", 0]), job.request)
+        self.send(T_EXIT, pack([0, 0, elapsed, out, b"", 0]), job.request)
 
     # start
 
@@ -1999,7 +1990,7 @@ class Agent:
         if not special:
             if mode:
                 try:
-                    int(mode, 8)
+                    int(mode[1:] if mode[:1] == b"~" else mode, 8)
                 except ValueError:
                     raise ProtocolError("bad mode")
             self.jobs[request] = Put(self, request, body)
@@ -2034,14 +2025,10 @@ def environ_at_start():
 
 
 def locale_of(environ):
-    """What decides the locale an interpreter starts in. In the C locale it takes
-    another, but not if LC_ALL says so (PEP 538)."""
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
-        if environ.get(name) and environ[name] not in ("C", "POSIX"):
-            return environ[name]
         if environ.get(name):
-            break
-    return "C", bool(environ.get("LC_ALL"))
+            return environ[name]
+    return "C"
 
 
 def stock_sys_path(cwd):

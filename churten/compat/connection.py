@@ -70,6 +70,28 @@ def interpreter_candidates() -> list[str]:
     return [str(i) for i in C.config.get_config_value("INTERPRETER_PYTHON_FALLBACK")]
 
 
+def interpreter_hint(variables: t.Mapping[str, t.Any]) -> str | None:
+    """The interpreter these variables name, if they do so in plain text."""
+    value = variables.get("ansible_python_interpreter")
+    if value is None or (isinstance(value, str) and value.startswith("auto")):
+        facts = variables.get("ansible_facts")
+        value = facts.get("discovered_interpreter_python") if isinstance(facts, t.Mapping) else None
+    if not isinstance(value, str) or not value or "{{" in value or "{%" in value:
+        return None
+    return str(value)
+
+
+def umask() -> int:
+    """This process's umask, without changing it where the kernel tells."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def default_executable() -> str:
     return str(C.DEFAULT_EXECUTABLE or "/bin/sh")
 

@@ -85,6 +85,13 @@ class WarmConnection:
 
     # --- ConnectionBase ---
 
+    _interpreter: str | None = None  # what modules of this host will probably run with; only a hint
+
+    def _resolve_option_variables(self, variables: dict[str, t.Any], templar: t.Any) -> t.Any:
+        """Called by ansible-core with all variables: the moment to learn the interpreter before the first module asks for it."""
+        self._interpreter = core.interpreter_hint(variables)
+        return super()._resolve_option_variables(variables, templar)  # type: ignore[misc]
+
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
         """Run `cmd` on the target; a module it starts from `in_data` runs in an agent."""
         stock = super().exec_command  # type: ignore[misc]
@@ -96,8 +103,9 @@ class WarmConnection:
             return result
         except Stock as ex:
             self._log_stock(ex)
-            plain = payload.program(in_data)
-            return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
+        # Outside of the handler: errors must not have our reason in their chain of causes, Ansible shows it.
+        plain = payload.program(in_data)
+        return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
 
     def _establish(self) -> None:
         """What the built-in plugin does before its first operation."""
@@ -173,7 +181,7 @@ class WarmConnection:
                     self._warn_pool(failure)
                     raise Stock(f"no pool: {failure.message}") from failure
                 if failure.started:
-                    raise self._unreachable(failure, in_data) from failure
+                    raise self._unreachable(failure, in_data) from None
                 last = attempt == TRIES + self._retries() - 1
                 if failure.cls == "unsupported" and self._refuse(failure) and not last:
                     continue
@@ -182,6 +190,8 @@ class WarmConnection:
                     continue
                 if failure.cls == "reset" and not last:
                     continue
+                if failure.cls == "agent" and attempt == 0:
+                    continue  # it had died since it was last used, or could not start: see whether another one can
                 if failure.cls == "unreachable":
                     if _was_open(failure) and attempt == 0:
                         continue
@@ -192,7 +202,7 @@ class WarmConnection:
                 if failure.cls in ("auth", "hostkey") and self._may_ask(failure):
                     raise Stock(f"{failure.cls}: somebody may answer") from failure
                 if failure.cls in ("unreachable", "auth", "hostkey"):
-                    raise self._unreachable(failure, in_data) from failure
+                    raise self._unreachable(failure, in_data) from None
                 raise Stock(f"{failure.cls}: {failure.message}") from failure
         raise AssertionError("not reached")
 
@@ -207,12 +217,15 @@ class WarmConnection:
         number = client.session({**spec, "transport": route.transport, "name": core.inventory_address(self)})
         return client, number
 
-    def _login_agent(self, route: Route, client: pool.Pool, session: int, interpreter: str | None) -> int:
-        """The login agent of the session; started with `interpreter` (None: the first candidate there is) if it is not there yet."""
+    def _login_agent(self, route: Route, client: pool.Pool, session: int, interpreter: str | None = None) -> int:
+        """The login agent of the session; started with `interpreter`, the likely one, or the first there is, if it is not there yet."""
         found = client.login_agent(session)
         if found is not None:
             return found.number
-        return client.agent(session, self._start(route, interpreter))
+        for choice in (interpreter, self._interpreter):
+            if choice is not None and (route.key, choice) not in _no_python:
+                return client.agent(session, self._start(route, choice))
+        return client.agent(session, self._start(route, None))
 
     def _start(self, route: Route, interpreter: str | None) -> dict[str, t.Any]:
         nonce = secrets.token_hex(16)
@@ -232,14 +245,8 @@ class WarmConnection:
         mine = client.login_agent(session)
         if mine is not None and mine.key == self._start_key(route, command.interpreter):
             return login
-        try:
-            if client.started(session, login).get("python") == command.interpreter:
-                return login
-        except pool.PoolFailure as failure:
-            if failure.cls != "no_python":
-                raise
-            _no_python.add((route.key, "auto"))
-            return client.agent(session, self._start(route, command.interpreter))
+        if client.started(session, login).get("python") == command.interpreter:
+            return login
         return client.agent(session, self._start(route, command.interpreter), login=False)
 
     def _start_key(self, route: Route, interpreter: str | None) -> str:
@@ -285,9 +292,9 @@ class WarmConnection:
         """Turn the failure to start an agent with become into what the built-in plugin says, or into the stock way."""
         name = self.become.name  # type: ignore[attr-defined]
         if failure.cls == "become_password_wrong":
-            raise AnsibleError(f"Incorrect {name} password") from failure
+            raise AnsibleError(f"Incorrect {name} password") from None
         if failure.cls == "become_password_missing":
-            raise AnsibleError(f"Missing {name} password") from failure
+            raise AnsibleError(f"Missing {name} password") from None
         if failure.cls in ("become", "no_python", "agent", "protocol"):
             _refused[route.key, key] = f"become started no agent: {failure.message}"
             raise Stock(_refused[route.key, key]) from failure
@@ -317,17 +324,26 @@ class WarmConnection:
 
     def _run_command(self, route: Route, cmd: str, in_data: bytes | None) -> Result:
         client, session = self._open(route)
-        if (route.key, "auto") in _no_python and client.login_agent(session) is None:
-            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
-        try:
-            agent = self._login_agent(route, client, session, None)
-            self._log(3, f"churten: EXEC on agent {agent} ({route.transport}): {cmd}")
-            return self._exec(client, session, agent, cmd, in_data)
-        except pool.PoolFailure as failure:
-            if failure.cls != "no_python" or failure.started:
-                raise
-            _no_python.add((route.key, "auto"))
-            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
+        agent = self._command_agent(route, client, session)
+        self._log(3, f"churten: EXEC on agent {agent} ({route.transport}): {cmd}")
+        return self._exec(client, session, agent, cmd, in_data)
+
+    def _command_agent(self, route: Route, client: pool.Pool, session: int) -> int:
+        """The login agent, or none where it cannot start: a command needs no Python."""
+        tried = None
+        while (route.key, "auto") not in _no_python or client.login_agent(session) is not None:
+            agent = self._login_agent(route, client, session)
+            try:
+                client.started(session, agent)
+                return agent
+            except pool.PoolFailure as failure:
+                if failure.cls not in ("no_python", "agent") or failure.started:
+                    raise
+                hint = self._interpreter
+                tried = hint if hint is not None and (route.key, hint) not in _no_python else "auto"
+                self._log(3, f"churten: no agent with {tried} for commands: {failure.message}")
+                _no_python.add((route.key, tried))
+        return pool.NO_AGENT
 
     def _exec(self, client: pool.Pool, session: int, agent: int, cmd: str, in_data: bytes | None) -> Result:
         body = [cmd, "", "0", "data" if in_data else "null", "login"]
@@ -374,7 +390,7 @@ class RemoteFiles:
             return self._attempt(lambda route: self._put(route, local, out_path), None)
         except Stock as ex:
             self._log_stock(ex)
-            return waiting.blocking(lambda: stock(in_path, out_path))
+        return waiting.blocking(lambda: stock(in_path, out_path))
 
     def _put(self: t.Any, route: Route, local: bytes, out_path: str) -> Result:
         try:
@@ -388,7 +404,7 @@ class RemoteFiles:
         client, session = self._open(route)
         agent = self._file_agent(route, client, session)
         # sftp gives a new file the permissions of the local one, less the umask.
-        body = [out_path, f"{found.st_mode & 0o777:o}", str(found.st_size)]
+        body = [out_path, f"~{found.st_mode & 0o777:o}", str(found.st_size)]
         reply = client.call(pool.PUT, session, agent, body, stdin=file)
         if reply.rc != 0:
             raise Stock(f"put: {to_text(reply.stderr)}")
@@ -406,7 +422,7 @@ class RemoteFiles:
             return self._attempt(lambda route: self._fetch(route, in_path, out_path), None)
         except Stock as ex:
             self._log_stock(ex)
-            return waiting.blocking(lambda: stock(in_path, out_path))
+        return waiting.blocking(lambda: stock(in_path, out_path))
 
     def _fetch(self: t.Any, route: Route, in_path: str, out_path: str) -> Result:
         client, session = self._open(route)
@@ -415,19 +431,15 @@ class RemoteFiles:
             reply = client.call(pool.FETCH, session, agent, [in_path], sink=file.write)
             if reply.rc != 0:
                 raise Stock(f"fetch: {to_text(reply.stderr)}")
-            file.complete()
+            file.complete(int(reply.stdout or b"666", 8))
         self._connected = True
         return 0, b"", b""
 
     def _file_agent(self: t.Any, route: Route, client: pool.Pool, session: int) -> int:
-        try:
-            agent = self._login_agent(route, client, session, None)
-            client.started(session, agent)
-            return int(agent)
-        except pool.PoolFailure as failure:
-            if failure.cls == "no_python":
-                raise Stock("no Python for an agent on the target") from failure
-            raise
+        agent = int(self._command_agent(route, client, session))
+        if agent == pool.NO_AGENT:
+            raise Stock("no Python for an agent on the target")
+        return agent
 
 
 class LateFile:
@@ -436,6 +448,7 @@ class LateFile:
     def __init__(self, path: bytes):
         self.path = path
         self.file: t.BinaryIO | None = None
+        self.is_new = False
 
     def __enter__(self) -> LateFile:
         return self
@@ -446,12 +459,18 @@ class LateFile:
 
     def write(self, chunk: bytes) -> None:
         if self.file is None:
-            self.file = open(self.path, "wb")  # noqa: SIM115
+            self.is_new = not os.path.lexists(self.path)
+            # Until its permissions are known a new file is for its owner alone.
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self.file = open(fd, "wb")  # noqa: SIM115
         self.file.write(chunk)
 
-    def complete(self) -> None:
-        """The file is there even if it is empty."""
+    def complete(self, mode: int) -> None:
+        """The file is there even if it is empty. Like sftp, a new one gets the permissions of the original, less the umask."""
         self.write(b"")
+        assert self.file is not None
+        if self.is_new:
+            os.fchmod(self.file.fileno(), mode & 0o777 & ~core.umask())
 
 
 def session_identity(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

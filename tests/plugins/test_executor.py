@@ -48,7 +48,12 @@ class Run:
 
     def __call__(self, play: str, *extra: str, hosts: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.argv(play, hosts, *extra), env={**self.env, **env}, cwd=self.dir, capture_output=True, text=True, timeout=120
+            self.argv(play, hosts, *extra),
+            env={**self.env, **env},
+            cwd=self.dir,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
 
@@ -84,7 +89,9 @@ def test_core_actions_are_fibers_and_third_party_actions_are_forks(run):
     assert "engine: fiber (core action) for debug" in done.stdout
     assert "engine: fork (third-party action plugin" in done.stdout
     opted = run(play, "-vvvv", CHURTEN_FIBER_ACTIONS="mine")
-    assert opted.returncode == 0 and "engine: fiber (third-party action listed in fiber_actions) for mine" in opted.stdout
+    assert (
+        opted.returncode == 0 and "engine: fiber (third-party action listed in fiber_actions) for mine" in opted.stdout
+    )
 
 
 def test_a_foreign_connection_is_a_fork(run):
@@ -159,7 +166,10 @@ def test_sequential_and_limited_workers(run):
     two = run(play, "-vv", hosts=3, CHURTEN_MAX_PARALLEL_WORKERS="2").stdout
     assert "Running in PARALLEL mode with 2 workers" in two and "(active: 2/2)" in two and "Worker 2 " not in two
     bad = run(play, CHURTEN_MAX_PARALLEL_WORKERS="-3")
-    assert bad.returncode != 0 and "max_parallel_workers must be 0 (sequential) or a positive number, not -3" in bad.stdout + bad.stderr
+    assert (
+        bad.returncode != 0
+        and "max_parallel_workers must be 0 (sequential) or a positive number, not -3" in bad.stdout + bad.stderr
+    )
 
 
 def test_throttle_limits_how_many_run_at_once(run):
@@ -211,7 +221,9 @@ def test_signals_end_the_run_and_its_processes(run, number, expected):
       tasks:
         - command: sleep {mark}
     """
-    process = subprocess.Popen(run.argv(play, 4), env=run.env, cwd=run.dir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        run.argv(play, 4), env=run.env, cwd=run.dir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         deadline = time.monotonic() + 60
         while subprocess.run(["pgrep", "-cf", f"^sleep {mark}"], capture_output=True, text=True).stdout.strip() != "4":
@@ -246,9 +258,7 @@ def test_templates_cannot_change_the_controllers_variables(run):
 
 def test_a_core_that_is_too_old_gets_the_built_in_strategy(run):
     (run.dir / "sitecustomize.py").write_text(
-        "import ansible.release\n"
-        "import churten.compat as compat\n"
-        "compat.LINES = {(99, 0): 'core_219'}\n"
+        "import ansible.release\nimport churten.compat as compat\ncompat.LINES = {(99, 0): 'core_219'}\n"
     )
     play = """
     - hosts: all

@@ -1,2 +1,0 @@
-#!/bin/sh
-echo "args: $*"; pwd | sed "s,.*/,,"; echo err >&2

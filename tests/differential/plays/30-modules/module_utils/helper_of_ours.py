@@ -1,2 +1,0 @@
-def helped(text):
-    return "helped " + text

@@ -1,2 +1,0 @@
-#!/usr/bin/python
-import no_such_package_anywhere  # noqa: F401

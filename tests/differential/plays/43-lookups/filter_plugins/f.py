@@ -1,3 +1,0 @@
-class FilterModule:
-    def filters(self):
-        return {"shout": lambda text: text.upper() + "!"}

@@ -1,2 +1,0 @@
-#!/usr/bin/python
-raise ValueError("verbose crash")
