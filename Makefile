@@ -15,13 +15,15 @@ help:  ## this list
 dev: $(BIN)/.built  ## packages, .venv, churten editable, test tools
 demo: dev  ## a role-based play over $(HOSTS) hosts: stock, then churten
 	$(BIN)/python examples/demo/run.py --hosts $(HOSTS)
-test: unit native plugins differential lint  ## everything below that proves something
+test: unit native plugins quick lint  ## everything below that proves something
 unit: dev  ## the C core, part by part
 	$(MAKE) -C tests/unit test
 native: dev  ## C types, agent, lab and installation from Python
 	$(PYTEST) tests/native
 plugins: dev  ## the plugins inside Ansible, over lab hosts
 	$(PYTEST) tests/plugins
+quick: dev  ## the shorter plays of `make differential`
+	$(PYTEST) tests/differential -m quick
 differential: dev  ## the same plays under stock and churten: no difference allowed
 	$(PYTEST) tests/differential
 lint: dev  ## ruff, mypy, layers, exports
@@ -49,4 +51,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins differential lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins quick differential lint bench asan fuzz clean

@@ -444,7 +444,7 @@ class Ahead:
             names = ["runpy", "ansible.module_utils.basic"]
         else:
             names = ["ansible.module_utils._internal._ansiballz._loader"]
-        names.append("ansible.modules")
+        names.append(module.rpartition(".")[0])
         path = module.replace(".", "/") + ".py"
         library = payload.library
         if path in library.crcs:
@@ -469,7 +469,11 @@ class Ahead:
         try:
             for name in todo:
                 self.done.add(name)
-                __import__(name)
+                try:
+                    __import__(name)
+                except ImportError:
+                    if name.startswith("ansible."):
+                        raise
         except BaseException:  # a module may raise SystemExit
             payload.ahead = False
         sys.path.remove(library.path)
@@ -489,7 +493,7 @@ class Ahead:
             path = name.replace(".", "/")
             if path + ".py" not in library.crcs and path not in library.packages:
                 return False
-            if name == "ansible.modules":
+            if name in ("ansible.modules", "ansible.legacy"):
                 return True
             return parts[1:2] == ["module_utils"] and (
                 len(parts) == 2 or parts[2] in CORE_UTILS
@@ -539,7 +543,9 @@ def column_zero_imports(source, code):
         origin = origin.decode("ascii", "replace")
         if origin in known and origin != "__future__":
             found.append(origin)
-            for name in re.findall(rb"[\w.]+", re.sub(rb"#.*|\bas\s+\w+", b"", names)):
+            if not origin.startswith("ansible."):
+                continue
+            for name in re.findall(rb"\w+", re.sub(rb"#.*|\bas\s+\w+", b"", names)):
                 found.append(origin + "." + name.decode("ascii", "replace"))
     return found
 
@@ -694,15 +700,16 @@ def interpreter_exit(main, learn=None, known=0):
         atexit._run_exitfuncs()
     except BaseException:
         pass  # it has printed it
-    # What finalization would still delete or flush: cycles that hold temporary
-    # files, files left open. (The agent's own objects are frozen, not walked.)
-    gc.collect()
+    # What finalization would still flush or delete: files left open, cycles that
+    # hold temporary files. (The agent's own objects are frozen, not walked.)
     for left in gc.get_objects():
         if type(left).__name__ in ("TextIOWrapper", "BufferedWriter"):
             try:
                 left.flush()
             except Exception:
                 pass
+    left = None
+    gc.collect()
     for stream in (sys.__stdout__, sys.stderr, sys.stdout):
         try:
             if stream is not None and not stream.closed:
@@ -1512,11 +1519,14 @@ class SubAgent:
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_at = None
             if self.pid is not None:
-                for action in (os.killpg, os.kill):
-                    try:
-                        action(self.pid, signal.SIGKILL)
-                    except OSError:
-                        pass
+                self.kill(signal.SIGKILL)
+
+    def kill(self, signum):
+        for action in (os.killpg, os.kill):
+            try:
+                action(self.pid, signum)
+            except OSError:  # another account's, or no group yet
+                pass
 
     def fail(self, kind, layer, message):
         """Not up yet: answers START."""
@@ -1546,7 +1556,10 @@ class SubAgent:
             self.stdin = None
 
     def stop(self):
-        """Closes its stdin, which ends it; kills what is left after 3 s."""
+        """Closes its stdin, which ends it; kills what is left after 3 s. One that
+        is not up yet knows nothing of that and gets TERM."""
+        if self.state != "up" and self.pid is not None:
+            self.kill(signal.SIGTERM)
         self.state, self.deadline = "gone", None
         self.agent.subs.pop(self.index, None)
         self.close_stdin()
@@ -2025,10 +2038,14 @@ def environ_at_start():
 
 
 def locale_of(environ):
+    """What decides the locale an interpreter starts in. In the C locale it takes
+    another, but not if LC_ALL says so (PEP 538)."""
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
-        if environ.get(name):
+        if environ.get(name) and environ[name] not in ("C", "POSIX"):
             return environ[name]
-    return "C"
+        if environ.get(name):
+            break
+    return "C", bool(environ.get("LC_ALL"))
 
 
 def stock_sys_path(cwd):

@@ -55,7 +55,13 @@ class ConnectionLoader:
     def get_with_context(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         own = self._own(name)
         loader = self._memo if own in _OWN_NAMES else self._loader
-        return loader.get_with_context(own, *args, **kwargs)
+        found = loader.get_with_context(own, *args, **kwargs)
+        if own != name and found.object is not None:
+            # It answers to the name it stands for: the executor keeps it from item to item, callbacks see that name.
+            stands_for = "ansible.builtin." + own.rpartition(".")[2]
+            found.object.ansible_name = stands_for
+            found.object.ansible_aliases = [stands_for, *found.object.ansible_aliases]
+        return found
 
     def get(self, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         return self._loader.get(self._own(name), *args, **kwargs)

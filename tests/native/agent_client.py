@@ -64,6 +64,8 @@ class Exit:
             self.fail_class, self.layer = items[0].decode(), items[1].decode()
             self.message, self.started = items[2].decode(), items[3]
             return
+        if kind == "STARTED":
+            return
         self.rc, self.signal, self.us = (int(item) for item in items[:3])
         self.stdout = data.get(1, b"") + items[3]
         self.stderr = data.get(2, b"") + items[4]

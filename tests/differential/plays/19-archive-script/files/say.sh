@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "args: $*"; pwd | sed "s,.*/,,"; echo err >&2

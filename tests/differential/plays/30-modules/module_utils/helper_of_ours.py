@@ -1,0 +1,2 @@
+def helped(text):
+    return "helped " + text

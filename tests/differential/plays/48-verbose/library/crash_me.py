@@ -1,0 +1,2 @@
+#!/usr/bin/python
+raise ValueError("verbose crash")
