@@ -6,7 +6,8 @@ any time. What differs, always for the better:
 - a file that cannot be written whole keeps its old content (the built-in renames a truncated file over it); facts stay in memory for this run;
 - a corrupt, special, linked or too large file is a miss with one warning, and is left alone; the built-in deletes it and aborts the run;
 - a host name never leads out of the cache directory;
-- a process decodes a file once; from ansible-core 2.19 on the built-in decodes it at every read.
+- a process decodes a file once; from ansible-core 2.19 on the built-in decodes it at every read;
+- a value that is set again unchanged only gets a new modification time: ansible-core 2.22 sets every host's facts after every task.
 
 The C part (csrc/facts.c, csrc/py_facts.c) takes plain values; what it refuses goes through core's own encoder and decoder, with the same result.
 """
@@ -14,6 +15,7 @@ The C part (csrc/facts.c, csrc/py_facts.c) takes plain values; what it refuses g
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import time
 import typing as t
@@ -29,6 +31,8 @@ _MISSING = object()
 class _Entry:
     value: object = _MISSING
     data: bytes | None = None  # what `value` is decoded from when somebody asks
+    digest: bytes = b""  # of the file's content
+    written: tuple[int, ...] | None = None  # identity of the file we wrote
 
 
 class _Miss(Exception):
@@ -66,30 +70,35 @@ class Store:
         if entry is None:
             if key == "" or self.expired(key):
                 raise KeyError(key)
-            value = self._load(key)
-            self._memory[key] = _Entry(value)
-            return value
-        if entry.value is _MISSING:
-            if entry.data is None:
-                raise KeyError(key)
+            entry = self._memory[key] = _Entry(self._load(key))
+        elif entry.data is not None:
             entry.value = self._decode(entry.data)
             entry.data = None
         return entry.value
 
     def set(self, key: str, value: object) -> None:
         """Remember the value and write its file. An error of the encoder is raised as core would, one of the file only warned about."""
+        before = self._memory.get(key) or _Entry()
         if self._form.keeps_object:
             self._memory[key] = _Entry(value)
         try:
-            data = self._encode(value)
+            data, plain = self._encode(value)
         except BaseException:
             if not self._form.keeps_object:
                 self._memory.pop(key, None)  # the caller may have changed the object that was there: back to the file
             raise
-        if not self._form.keeps_object:
-            self._memory[key] = _Entry(data=data)
+        entry = _Entry(digest=hashlib.blake2b(data, digest_size=16).digest())
+        same = entry.digest == before.digest
+        if self._form.keeps_object or (same and plain and value is before.value):
+            entry.value = value  # decoding would only make another one just like it
+        else:
+            entry.data = data
+        self._memory[key] = entry
         try:
-            self._core.facts_write(self._path(key), data, MODE)
+            path = self._path(key)
+            if not same or before.written is None or not _refreshed(path, before.written):
+                self._core.facts_write(path, data, MODE)
+            entry.written = _identity(path)
         except (_Miss, OSError, ValueError) as ex:
             reason = os.strerror(ex.errno) if isinstance(ex, OSError) and ex.errno else str(ex)
             self._warn_once(
@@ -195,14 +204,14 @@ class Store:
             raise _Miss("not a JSON object")
         return value
 
-    def _encode(self, value: object) -> bytes:
+    def _encode(self, value: object) -> tuple[bytes, bool]:
         form = self._form
         if self._fast:
             try:
                 return self._core.facts_encode(value, form.style, form.str_types, form.key_types, form.leaf)
             except Exception:
                 pass  # not plain, or an error that core has to word
-        return form.encode(value)
+        return form.encode(value), False
 
     def _decode(self, data: bytes) -> object:
         form = self._form
@@ -223,3 +232,19 @@ class Store:
         if what not in self._warned:
             self._warned.add(what)
             self._warn(message)
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _refreshed(path: str, written: tuple[int, ...]) -> bool:
+    """Make the file new again if it still is the one that was written."""
+    try:
+        if _identity(path) != written:
+            return False
+        os.utime(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return True

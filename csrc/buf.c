@@ -91,7 +91,7 @@ ch_buf_room(struct ch_buf *buf, size_t n, uint8_t **place)
         buf->data = data;
         buf->cap = cap;
     }
-    *place = buf->data + buf->end;
+    *place = buf->data == NULL ? NULL : buf->data + buf->end;
     return CH_OK;
 }
 

@@ -162,9 +162,9 @@ create_temp(int dir, char *name, size_t size)
             return -1;
         }
         snprintf(name, size, ".churten-%016llx", (unsigned long long)word);
-        fd = openat(dir, name,
-                    O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-                    0600);
+        fd =
+            openat(dir, name,
+                   O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         if (fd >= 0 || errno != EEXIST) {
             return fd;
         }

@@ -27,7 +27,7 @@
 
 #include "facts.h"
 
-#define INDENT 4
+#define INDENT  4
 #define PAYLOAD "__payload__"
 
 struct text {
@@ -144,8 +144,7 @@ text_put_repr(struct text *text, PyObject *obj)
     const char *utf8;
     int r = -1;
 
-    if (repr != NULL &&
-        (utf8 = PyUnicode_AsUTF8AndSize(repr, &len)) != NULL) {
+    if (repr != NULL && (utf8 = PyUnicode_AsUTF8AndSize(repr, &len)) != NULL) {
         r = text_put(text, utf8, (size_t)len);
     }
     Py_XDECREF(repr);
@@ -173,6 +172,7 @@ struct encoder {
     PyObject *str_types; /* tuple: printed as str, borrowed */
     PyObject *key_types; /* tuple: as keys printed as str, borrowed */
     PyObject *leaf;      /* callable or NULL, borrowed */
+    int odd;             /* seen what may decode to something else */
 };
 
 static int encode_value(struct encoder *e, PyObject *obj, int level);
@@ -208,16 +208,47 @@ encode_gap(struct encoder *e, Py_ssize_t index, int level, int closing)
     return 0;
 }
 
+/* Whether str might not come back as it is: surrogates may join or be
+ * refused. */
+static int
+has_surrogates(PyObject *str)
+{
+    Py_ssize_t len = PyUnicode_GET_LENGTH(str);
+    int kind = PyUnicode_KIND(str);
+
+    for (Py_ssize_t i = 0; kind != PyUnicode_1BYTE_KIND && i < len; i++) {
+        Py_UCS4 c = PyUnicode_READ(kind, PyUnicode_DATA(str), i);
+        if (c >= 0xD800 && c <= 0xDFFF) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int
+encode_key(struct encoder *e, PyObject *key)
+{
+    if (!PyUnicode_CheckExact(key)) {
+        e->odd = 1;
+        if (!type_in(e->key_types, key)) {
+            ch_raise(e->state, CH_ERR_UNSUPPORTED, "key is not a string");
+            return -1;
+        }
+    }
+    if (has_surrogates(key) ||
+        (PyUnicode_GET_LENGTH(key) > 1 && PyUnicode_READ_CHAR(key, 0) == '_' &&
+         PyUnicode_READ_CHAR(key, 1) == '_')) {
+        e->odd = 1; /* __ansible_type and the like mean something */
+    }
+    return text_put_string(&e->text, key);
+}
+
 static int
 encode_member(struct encoder *e, PyObject *key, PyObject *value,
               Py_ssize_t index, int level)
 {
-    if (!PyUnicode_CheckExact(key) && !type_in(e->key_types, key)) {
-        ch_raise(e->state, CH_ERR_UNSUPPORTED, "a key that is not a string");
-        return -1;
-    }
-    if (encode_gap(e, index, level, 0) < 0 ||
-        text_put_string(&e->text, key) < 0 || text_puts(&e->text, ": ") < 0) {
+    if (encode_gap(e, index, level, 0) < 0 || encode_key(e, key) < 0 ||
+        text_puts(&e->text, ": ") < 0) {
         return -1;
     }
     return encode_value(e, value, level);
@@ -343,10 +374,13 @@ encode_container(struct encoder *e, PyObject *obj, int level)
     }
     if (PyDict_CheckExact(obj)) {
         r = encode_dict(e, obj, level);
-    } else if (PyList_CheckExact(obj) ||
-               (PyTuple_CheckExact(obj) && e->leaf == NULL)) {
+    } else if (PyList_CheckExact(obj)) {
+        r = encode_sequence(e, obj, level);
+    } else if (PyTuple_CheckExact(obj) && e->leaf == NULL) {
+        e->odd = 1;
         r = encode_sequence(e, obj, level);
     } else {
+        e->odd = 1;
         r = encode_leaf(e, obj);
     }
     Py_LeaveRecursiveCall();
@@ -356,7 +390,8 @@ encode_container(struct encoder *e, PyObject *obj, int level)
 static int
 encode_value(struct encoder *e, PyObject *obj, int level)
 {
-    if (PyUnicode_CheckExact(obj) || type_in(e->str_types, obj)) {
+    if (PyUnicode_CheckExact(obj)) {
+        e->odd |= has_surrogates(obj);
         return text_put_string(&e->text, obj);
     }
     if (obj == Py_None) {
@@ -370,6 +405,10 @@ encode_value(struct encoder *e, PyObject *obj, int level)
     }
     if (PyFloat_CheckExact(obj)) {
         return text_put_float(&e->text, obj);
+    }
+    if (type_in(e->str_types, obj)) {
+        e->odd = 1;
+        return text_put_string(&e->text, obj);
     }
     return encode_container(e, obj, level);
 }
@@ -416,10 +455,13 @@ control_in(const struct text *text)
     return 0;
 }
 
-PyDoc_STRVAR(encode_doc,
-    "facts_encode(value, style, str_types, key_types, leaf, /) -> bytes\n--\n\n"
+PyDoc_STRVAR(
+    encode_doc,
+    "facts_encode(value, style, str_types, key_types, leaf, /) -> "
+    "tuple[bytes, bool]\n--\n\n"
     "json.dumps(value) in style 'indent' (indent=4, sort_keys), 'compact' "
-    "or 'envelope'\n({\"__payload__\": \"<compact>\"}).");
+    "or 'envelope'\n({\"__payload__\": \"<compact>\"}), and whether decoding "
+    "gives an equal value of equal types.");
 
 static PyObject *
 facts_encode(PyObject *module, PyObject *args)
@@ -440,8 +482,8 @@ facts_encode(PyObject *module, PyObject *args)
     }
     if (encode_value(&e, value, 0) == 0) {
         if (strcmp(style, "envelope") != 0) {
-            result = PyBytes_FromStringAndSize(e.text.data,
-                                               (Py_ssize_t)e.text.len);
+            result =
+                PyBytes_FromStringAndSize(e.text.data, (Py_ssize_t)e.text.len);
         } else if (control_in(&e.text)) {
             ch_raise(e.state, CH_ERR_UNSUPPORTED, "control characters");
         } else {
@@ -449,7 +491,10 @@ facts_encode(PyObject *module, PyObject *args)
         }
     }
     PyMem_RawFree(e.text.data);
-    return result;
+    if (result == NULL) {
+        return NULL;
+    }
+    return Py_BuildValue("(NO)", result, e.odd ? Py_False : Py_True);
 }
 
 struct decoder {
@@ -548,8 +593,8 @@ decode_fact(const struct decoder *d, const struct ch_fact *fact)
     if (Py_EnterRecursiveCall(" while decoding facts")) {
         return NULL;
     }
-    out = type == CH_FACT_ARRAY ? decode_array(d, fact)
-                                : decode_object(d, fact);
+    out =
+        type == CH_FACT_ARRAY ? decode_array(d, fact) : decode_object(d, fact);
     Py_LeaveRecursiveCall();
     return out;
 }
@@ -583,7 +628,8 @@ parse(const char *data, size_t len, int envelope, struct ch_facts **out)
     return r;
 }
 
-PyDoc_STRVAR(decode_doc,
+PyDoc_STRVAR(
+    decode_doc,
     "facts_decode(data, envelope, hook_keys, hook, /) -> object\n--\n\n"
     "json.loads(data), or with envelope json.loads(json.loads(data)"
     "['__payload__']).\nhook(dict) replaces objects that hold one of "
@@ -615,7 +661,8 @@ facts_decode(PyObject *module, PyObject *args)
     return result;
 }
 
-PyDoc_STRVAR(read_doc,
+PyDoc_STRVAR(
+    read_doc,
     "facts_read(path, limit, /) -> bytes\n--\n\n"
     "A regular file of at most limit bytes. OSError, or Error for a link, "
     "a special\nor a too large file.");
@@ -629,8 +676,8 @@ facts_read(PyObject *module, PyObject *args)
     size_t len = 0;
     int r;
 
-    if (!PyArg_ParseTuple(args, "O&n:facts_read", PyUnicode_FSConverter,
-                          &path, &limit)) {
+    if (!PyArg_ParseTuple(args, "O&n:facts_read", PyUnicode_FSConverter, &path,
+                          &limit)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -646,7 +693,8 @@ facts_read(PyObject *module, PyObject *args)
     return result;
 }
 
-PyDoc_STRVAR(write_doc,
+PyDoc_STRVAR(
+    write_doc,
     "facts_write(path, data, mode, /)\n--\n\n"
     "Replaces the file atomically or raises OSError and leaves it as it is.");
 

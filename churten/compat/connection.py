@@ -30,6 +30,21 @@ def ssh_arguments(connection: t.Any, host: str) -> tuple[tuple[str, ...], bool]:
     return tuple(argv), connection.control_path is not None
 
 
+class TerminalMemo:
+    """Mixin before the built-in ssh plugin's class: whether its arguments ask for a terminal is parsed once per set of arguments."""
+
+    def _is_tty_requested(self) -> bool:
+        options = [self.get_option(name) for name in ("ssh_args", "ssh_common_args", "ssh_extra_args")]  # type: ignore[attr-defined]
+        key = tuple([None if one is None else str(one) for one in options])
+        known = _asks_for_terminal.get(key)
+        if known is None:
+            known = _asks_for_terminal[key] = bool(super()._is_tty_requested())  # type: ignore[misc]
+        return known
+
+
+_asks_for_terminal: dict[tuple[str | None, ...], bool] = {}
+
+
 def ssh_password(connection: t.Any) -> str | None:
     """The connection password, from wherever the built-in ssh plugin takes it."""
     return connection.get_option("password") or connection._play_context.password or None

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import typing as t
 
@@ -18,12 +19,42 @@ from churten import _core
 _LIMIT = 10_000
 
 
+class ResolvedOptions(dict[str, t.Any]):
+    """A plugin's options as core resolved them; `token` stands for all of them until one is changed."""
+
+    def __init__(self, options: dict[str, t.Any], token: int) -> None:
+        super().__init__(options)
+        self.token: int | None = token
+
+    def __setitem__(self, name: str, value: t.Any) -> None:
+        self.token = None
+        super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self.token = None
+        super().__delitem__(name)
+
+    def update(self, *args: t.Any, **kwargs: t.Any) -> None:
+        self.token = None
+        super().update(*args, **kwargs)
+
+    def pop(self, *args: t.Any) -> t.Any:
+        self.token = None
+        return super().pop(*args)
+
+
+def options_token(plugin: t.Any) -> int | None:
+    """A number that is the same for two plugins only if all their options are equal; None if that is not known."""
+    return getattr(plugin._options, "token", None)
+
+
 class OptionMemo:
     """Stands for `C.config.get_plugin_options_and_origins`."""
 
     def __init__(self, stock: t.Callable[..., tuple[dict[str, t.Any], dict[str, t.Any]]]) -> None:
         self._stock = stock
-        self._known: dict[t.Any, tuple[dict[str, t.Any], dict[str, t.Any]]] = {}
+        self._known: dict[t.Any, tuple[dict[str, t.Any], dict[str, t.Any], int]] = {}
+        self._tokens = itertools.count(1)
         self._keywords: dict[tuple[str, str], tuple[str, ...]] = {}
         self._environ: dict[t.Any, t.Any] = {}
 
@@ -35,16 +66,17 @@ class OptionMemo:
             if environ != self._environ:
                 self._environ = dict(environ)
                 self._known.clear()
-            key = (plugin_type, name, self._chosen(plugin_type, name, keys), tuple(map(_item, (variables or {}).items())))
+            key = (plugin_type, name, self._chosen(plugin_type, name, keys), _frozen(variables or {}))
             known = self._known.get(key)
         except TypeError:  # something that cannot be a key
             return self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct)
         if known is None:
-            known = self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct)
+            options, origins = self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct)
+            known = _core.isolate(options), dict(origins), next(self._tokens)
             if len(self._known) >= _LIMIT:
                 self._known.clear()
             self._known[key] = known
-        return _core.isolate(known[0]), dict(known[1])
+        return ResolvedOptions(_core.isolate(known[0]), known[2]), dict(known[1])
 
     def _chosen(self, plugin_type: str, name: str, keys: t.Any) -> tuple[t.Any, ...]:
         """What of the task's keywords can reach an option of this plugin: its options' names, aliases and keywords."""
@@ -56,14 +88,16 @@ class OptionMemo:
             for option, definition in C.config.get_configuration_definitions(plugin_type=plugin_type, name=name).items():
                 found += [option, *definition.get("aliases", ()), *(entry["name"] for entry in definition.get("keyword") or ())]
             names = self._keywords[plugin_type, name] = tuple(dict.fromkeys(found))
-        return tuple([_item((one, keys[one])) for one in names if one in keys])
+        return tuple([(one, _frozen(keys[one])) for one in names if one in keys])
 
 
-def _item(item: tuple[str, t.Any]) -> tuple[str, type, t.Any]:
-    name, value = item
-    if type(value) is list:
-        value = tuple([(type(one), one) for one in value])
-    return name, type(value), value
+def _frozen(value: t.Any) -> tuple[type, t.Any]:
+    """Something hashable that is equal only for equal values of equal types."""
+    if isinstance(value, dict):
+        return type(value), tuple([(name, _frozen(one)) for name, one in value.items()])
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_frozen, value))
+    return type(value), value
 
 
 @contextlib.contextmanager

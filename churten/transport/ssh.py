@@ -12,11 +12,15 @@ from ansible.plugins.connection.ssh import Connection as StockConnection
 
 from churten import waiting
 from churten.compat import connection as core
+from churten.compat.memo import options_token
 from churten.transport import options, pool
 from churten.transport.warm import RemoteFiles, Route, Stock, WarmConnection
 
 
-class SshConnection(RemoteFiles, WarmConnection, StockConnection):
+_requests: dict[tuple[int, str, str | None], tuple[options.Request, t.Any, t.Any]] = {}
+
+
+class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, StockConnection):
     """See `plugins/connection/ssh.py`."""
 
     transport = "ssh"  # action plugins ask for this name
@@ -25,7 +29,19 @@ class SshConnection(RemoteFiles, WarmConnection, StockConnection):
         return core.remote_address(self)
 
     def _request(self) -> options.Request:
-        """What decides how the host is reached."""
+        """What decides how the host is reached; remembered for options that core has resolved before."""
+        token = options_token(self)
+        if token is None:
+            return self._request_anew()
+        key = (token, core.inventory_address(self), core.ssh_password(self))
+        known = _requests.get(key)
+        if known is None:
+            request = self._request_anew()
+            known = _requests[key] = (request, self.port, self.user)
+        request, self.port, self.user = known
+        return request
+
+    def _request_anew(self) -> options.Request:
         if core.option(self, "private_key", None):
             raise Stock("private_key is put into an ssh-agent by the built-in plugin")
         if core.option(self, "pkcs11_provider", ""):

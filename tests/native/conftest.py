@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -115,8 +116,6 @@ class Talk:
                 self.client.send(WINDOW, got.session, got.agent, request, struct.pack(">I", len(got.body)))
 
     def status(self):
-        import json
-
         _, out, _ = self.result(self.send(STATUS, 0))
         return json.loads(out)
 

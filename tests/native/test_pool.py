@@ -1,11 +1,13 @@
 """churten-pool from outside: a real process, the local transport, and a fake agent that can misbehave."""
 
+import hashlib
 import os
 import shutil
 import signal
 import socket
 import stat
 import struct
+import subprocess
 import sys
 import time
 
@@ -18,6 +20,7 @@ from conftest import (
     DEADLINE_S,
     END,
     EXEC,
+    EXECUTABLE,
     EXIT,
     FAILED,
     FETCH,
@@ -441,8 +444,6 @@ def test_exec_channel_stdin(pool):
         at += len(chunk)
         window -= len(chunk)
         talk.send(DATA, agent=NO_AGENT, request=request, body=chunk, flags=END if at == len(data) else 0)
-    import hashlib
-
     assert talk.result(request)[1].split()[0].decode() == hashlib.sha256(data).hexdigest()
     request = talk.exec("exec <&-; sleep 0.1; echo done", agent=NO_AGENT, stdin="data")
     talk.send(DATA, agent=NO_AGENT, request=request, body=bytes(200_000), flags=END)
@@ -649,10 +650,6 @@ def test_a_second_pool_lets_the_first_one_serve(pool, make_pool):
 
 
 def test_daemon(pool_dir, make_pool):
-    import subprocess
-
-    from conftest import EXECUTABLE
-
     done = subprocess.run([EXECUTABLE, "--dir", pool_dir], capture_output=True, timeout=DEADLINE_S)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     talk = Talk(pool_dir / f"pool-{__version__}.sock")
