@@ -105,8 +105,7 @@ static void
 al_control(struct ch_agentlink *al, uint8_t type, const uint8_t *body,
            size_t len)
 {
-    struct ch_frame frame = {.type = type, .body = body,
-                             .len = (uint32_t)len};
+    struct ch_frame frame = {.type = type, .body = body, .len = (uint32_t)len};
 
     if (ch_outq_put(&al->out, &frame, NULL, 0) == CH_OK) {
         ch_agentlink_flush(al);
@@ -171,8 +170,7 @@ al_timeout(void *arg)
     al->timer = NULL;
     ch_text_escape(text, sizeof(text),
                    al->state == STARTING ? ch_buf_data(&al->in) : al->tail,
-                   al->state == STARTING ? ch_buf_len(&al->in)
-                                         : al->tail_len);
+                   al->state == STARTING ? ch_buf_len(&al->in) : al->tail_len);
     snprintf(why, sizeof(why),
              "the agent did not start in time; the target printed: %s", text);
     al_fail(al, "agent", "agent", 0, why);
@@ -197,8 +195,8 @@ find_marker(const struct ch_agentlink *al, size_t from, const char *word)
     char mark[MARK_MAX];
     const uint8_t *data = ch_buf_data(&al->in);
     const uint8_t *at;
-    int len = snprintf(mark, sizeof(mark), "\nCHURTEN-%s-%s\n", al->nonce,
-                       word);
+    int len =
+        snprintf(mark, sizeof(mark), "\nCHURTEN-%s-%s\n", al->nonce, word);
 
     if (data == NULL || len < 0 || (size_t)len >= sizeof(mark)) {
         return 0;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BUF_MIN 512u
+#define BUF_MIN  512u
 #define BUF_KEEP 4096u /* an emptied block above this is given back */
 
 void

@@ -20,9 +20,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define CLIENT_FILL   (2u * 1024u * 1024u) /* read per ch_client_fill */
-#define CLIENT_CHUNK  (128u * 1024u)
-#define CLIENT_OUT    (1024u * 1024u * 1024u)
+#define CLIENT_FILL  (2u * 1024u * 1024u) /* read per ch_client_fill */
+#define CLIENT_CHUNK (128u * 1024u)
+#define CLIENT_OUT   (1024u * 1024u * 1024u)
 
 struct ch_client {
     int fd;
@@ -323,9 +323,7 @@ ch_client_fill(struct ch_client *client)
             client->closed = 1;
         }
     }
-    return total > 0        ? CH_OK
-           : client->closed ? CH_ERR_CLOSED
-                            : CH_ERR_AGAIN;
+    return total > 0 ? CH_OK : client->closed ? CH_ERR_CLOSED : CH_ERR_AGAIN;
 }
 
 int

@@ -41,15 +41,15 @@ ch_list_remove(struct ch_list *at)
     ch_list_init(at);
 }
 
-#define CH_LIST_OF(at, type, member) \
-    ((type *)(void *)((char *)(at) - offsetof(type, member)))
-#define CH_LIST_FIRST(head, type, member) \
+#define CH_LIST_OF(at, type, member)                                          \
+    ((type *)(void *)((char *)(at)-offsetof(type, member)))
+#define CH_LIST_FIRST(head, type, member)                                     \
     (ch_list_empty(head) ? NULL : CH_LIST_OF((head)->next, type, member))
-#define CH_LIST_EACH(at, head) \
+#define CH_LIST_EACH(at, head)                                                \
     for (struct ch_list *at = (head)->next; at != (head); at = at->next)
 /* For bodies that remove the element they are at, and no other. */
-#define CH_LIST_EACH_SAFE(at, head)                          \
-    for (struct ch_list *at = (head)->next, *at##_next;      \
+#define CH_LIST_EACH_SAFE(at, head)                                           \
+    for (struct ch_list *at = (head)->next, *at##_next;                       \
          at != (head) && (at##_next = at->next, 1); at = at##_next)
 
 #endif

@@ -25,8 +25,9 @@ ch_log_open(const char *path)
     if (path == NULL) {
         return CH_OK;
     }
-    fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW |
-                        O_NOCTTY | O_NONBLOCK,
+    fd = open(path,
+              O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW |
+                  O_NOCTTY | O_NONBLOCK,
               0600);
     if (fd < 0) {
         return CH_ERR_SYS;

@@ -136,8 +136,8 @@ epoll_apply(struct ch_loop *loop, int op, int fd, const struct watch *w)
 }
 
 int
-ch_loop_watch(struct ch_loop *loop, int fd, unsigned events,
-              ch_loop_fd_fn *fn, void *arg)
+ch_loop_watch(struct ch_loop *loop, int fd, unsigned events, ch_loop_fd_fn *fn,
+              void *arg)
 {
     struct watch *w;
     unsigned before;

@@ -63,8 +63,8 @@ pool_acceptable(void *arg, int fd, unsigned events)
             /* The connection stays readable: without a pause we spin. */
             ch_log("no descriptor for a new client");
             ch_loop_unwatch(pool->loop, fd);
-            pool->accept_timer = ch_loop_timer(pool->loop, ACCEPT_PAUSE_MS,
-                                               pool_listen, pool);
+            pool->accept_timer =
+                ch_loop_timer(pool->loop, ACCEPT_PAUSE_MS, pool_listen, pool);
             return;
         } else if (errno != EINTR && errno != ECONNABORTED) {
             return;
@@ -80,7 +80,7 @@ pool_listen(void *arg)
     pool->accept_timer = NULL;
     if (ch_loop_watch(pool->loop, pool->listen_fd, CH_LOOP_READ,
                       pool_acceptable, pool) != CH_OK) {
-        pool_stop(pool);
+        ch_pool_stop(pool);
     }
 }
 
@@ -95,17 +95,16 @@ pool_end(void *arg)
 }
 
 void
-pool_stop(struct ch_pool *pool)
+ch_pool_stop(struct ch_pool *pool)
 {
     if (pool->ending) {
         return;
     }
     pool->ending = 1;
     ch_log("stopping");
-    CH_LIST_EACH_SAFE(at, &pool->all_sessions)
-    {
-        session_fail(CH_LIST_OF(at, struct session, in_pool), "reset",
-                     "pool", "the pool was stopped");
+    CH_LIST_EACH_SAFE (at, &pool->all_sessions) {
+        session_fail(CH_LIST_OF(at, struct session, in_pool), "reset", "pool",
+                     "the pool was stopped");
     }
     /* After the clients' flushes, which are deferred already. */
     if (ch_loop_defer(pool->loop, pool_end, pool) != CH_OK) {
@@ -119,7 +118,7 @@ pool_idle(void *arg)
     struct ch_pool *pool = arg;
 
     pool->idle_timer = NULL;
-    pool_stop(pool);
+    ch_pool_stop(pool);
 }
 
 void
@@ -167,15 +166,12 @@ ch_pool_free(struct ch_pool *pool)
         return;
     }
     pool->ending = 1;
-    CH_LIST_EACH_SAFE(at, &pool->all_sessions)
-    {
-        session_fail(CH_LIST_OF(at, struct session, in_pool), "reset",
-                     "pool", "the pool ended");
+    CH_LIST_EACH_SAFE (at, &pool->all_sessions) {
+        session_fail(CH_LIST_OF(at, struct session, in_pool), "reset", "pool",
+                     "the pool ended");
     }
-    CH_LIST_EACH_SAFE(at, &pool->clients)
-    {
-        client_drop(CH_LIST_OF(at, struct client, in_pool),
-                    "the pool ends");
+    CH_LIST_EACH_SAFE (at, &pool->clients) {
+        client_drop(CH_LIST_OF(at, struct client, in_pool), "the pool ends");
     }
     ch_loop_cancel(pool->loop, pool->idle_timer);
     ch_loop_cancel(pool->loop, pool->accept_timer);

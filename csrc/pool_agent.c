@@ -14,12 +14,13 @@
  */
 #include "pool_int.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "log.h"
 
-#define START_MS    60000
+#define START_MS     60000
 #define SUB_GUARD_MS 5000 /* beyond the agent's own deadline for a sub */
 
 static void login_launch(struct agent *agent);
@@ -85,8 +86,7 @@ struct agent_ref *
 ref_find(struct attach *attach, uint16_t number)
 {
     /* A client has a handful of agents per session. */
-    CH_LIST_EACH(at, &attach->refs)
-    {
+    CH_LIST_EACH (at, &attach->refs) {
         struct agent_ref *ref = CH_LIST_OF(at, struct agent_ref, in_attach);
 
         if (ref->number == number) {
@@ -111,9 +111,8 @@ ref_started(struct agent_ref *ref)
     ref->answered = 1;
     ch_buf_init(&body, CH_WIRE_BODY_MAX);
     r = ch_vec_put_count(&body, count + 2);
-    r = r == CH_OK
-            ? ch_buf_put(&body, agent->hello + 2, agent->hello_len - 2)
-            : r;
+    r = r == CH_OK ? ch_buf_put(&body, agent->hello + 2, agent->hello_len - 2)
+                   : r;
     r = r == CH_OK ? ch_vec_put_str(&body, "reused") : r;
     r = r == CH_OK ? ch_vec_put_num(&body, ref->reused) : r;
     frame.body = ch_buf_data(&body);
@@ -172,8 +171,8 @@ agent_fail(struct agent *agent, const struct fail *fail, int tell)
     agent->timer = NULL;
     spec_forget(agent);
     while (!ch_list_empty(&agent->requests)) {
-        request_fail(
-            CH_LIST_FIRST(&agent->requests, struct request, in_agent), fail);
+        request_fail(CH_LIST_FIRST(&agent->requests, struct request, in_agent),
+                     fail);
     }
     ch_outq_fini(&agent->held);
     if (is_login(agent)) {
@@ -189,8 +188,7 @@ agent_fail(struct agent *agent, const struct fail *fail, int tell)
                               sizeof(agent->index));
     }
     ch_list_remove(&agent->in_list);
-    CH_LIST_EACH(at, &agent->refs)
-    {
+    CH_LIST_EACH (at, &agent->refs) {
         ref_failed(CH_LIST_OF(at, struct agent_ref, in_agent), tell);
     }
     if (agent->n_refs == 0) {
@@ -230,8 +228,7 @@ ref_drop(struct agent_ref *ref)
     struct agent *agent = ref->agent;
     struct session *session = agent->session;
 
-    CH_LIST_EACH_SAFE(at, &ref->attach->requests)
-    {
+    CH_LIST_EACH_SAFE (at, &ref->attach->requests) {
         struct request *req = CH_LIST_OF(at, struct request, in_attach);
 
         if (req->agent == agent) {
@@ -312,14 +309,17 @@ agent_ready(struct agent *agent, const uint8_t *hello, size_t len)
     }
     memcpy(agent->hello, hello, len);
     agent->hello_len = len;
-    CH_LIST_EACH(at, &agent->refs)
-    {
+    if (agent->n_refs == 0 && is_login(agent)) {
+        agent->timer =
+            ch_loop_timer(agent->session->pool->loop, agent->session->idle_ms,
+                          agent_idle, agent);
+    }
+    CH_LIST_EACH (at, &agent->refs) {
         ref_started(CH_LIST_OF(at, struct agent_ref, in_agent));
     }
     ch_outq_splice(ch_agentlink_queue(agent->login->al), &agent->held);
     if (is_login(agent)) {
-        CH_LIST_EACH_SAFE(at, &agent->subs)
-        {
+        CH_LIST_EACH_SAFE (at, &agent->subs) {
             sub_launch(CH_LIST_OF(at, struct agent, in_list));
         }
     }
@@ -348,14 +348,15 @@ login_launch(struct agent *agent)
         spec.timeout_ms = spec_timeout(agent);
         spec.alive_interval_ms = session->alive_interval_ms;
         spec.alive_count = session->alive_count;
-        agent->al = ch_agentlink_new(session->pool->loop, session->link,
-                                     &spec, &pool_login_events, agent, &r);
+        agent->al = ch_agentlink_new(session->pool->loop, session->link, &spec,
+                                     &pool_login_events, agent, &r);
     }
     free(command);
     free(nonce);
     if (agent->al == NULL) {
         fail_set(&fail, "agent", "agent",
                  r == CH_ERR_PROTOCOL ? "START without command or nonce"
+                 : r == CH_ERR_SYS    ? strerror(errno)
                                       : ch_strerror(r));
         agent_fail(agent, &fail, 1);
         return;
@@ -380,7 +381,8 @@ sub_guard(void *arg)
 static void
 sub_launch(struct agent *agent)
 {
-    struct ch_frame frame = {.type = CH_START, .agent = agent->index,
+    struct ch_frame frame = {.type = CH_START,
+                             .agent = agent->index,
                              .body = agent->spec,
                              .len = (uint32_t)agent->spec_len};
     struct fail fail;
@@ -393,16 +395,15 @@ sub_launch(struct agent *agent)
     }
     agent->state = AGENT_STARTING;
     agent_expect(agent, 1);
-    agent->timer = ch_loop_timer(agent->session->pool->loop,
-                                 spec_timeout(agent) + SUB_GUARD_MS,
-                                 sub_guard, agent);
+    agent->timer =
+        ch_loop_timer(agent->session->pool->loop,
+                      spec_timeout(agent) + SUB_GUARD_MS, sub_guard, agent);
 }
 
 void
 agents_launch(struct session *session)
 {
-    CH_LIST_EACH_SAFE(at, &session->agents)
-    {
+    CH_LIST_EACH_SAFE (at, &session->agents) {
         login_launch(CH_LIST_OF(at, struct agent, in_list));
     }
 }
@@ -421,8 +422,7 @@ static struct agent *
 agent_find(struct ch_list *list, const uint8_t *key, size_t len)
 {
     /* One per become account: few. */
-    CH_LIST_EACH(at, list)
-    {
+    CH_LIST_EACH (at, list) {
         struct agent *agent = CH_LIST_OF(at, struct agent, in_list);
 
         if (strlen(agent->key) == len && memcmp(agent->key, key, len) == 0) {
@@ -519,8 +519,8 @@ agent_join(struct attach *attach, struct agent *login,
         agent->timer = NULL;
     }
     if (agent->state == AGENT_READY) {
-        ref_started(CH_LIST_OF(attach->refs.prev, struct agent_ref,
-                               in_attach));
+        ref_started(
+            CH_LIST_OF(attach->refs.prev, struct agent_ref, in_attach));
     } else if (!reused && login == NULL && session->state == SESSION_OPEN) {
         login_launch(agent);
     } else if (!reused && login != NULL && login->state == AGENT_READY) {
@@ -569,7 +569,7 @@ agent_start(struct client *client, const struct ch_frame *frame)
                      "no login agent: send START for agent 0 first");
         }
     }
-    client_failed(client, frame->session, frame->agent, frame->request,
-                  &fail, 0);
+    client_failed(client, frame->session, frame->agent, frame->request, &fail,
+                  0);
     return CH_OK;
 }

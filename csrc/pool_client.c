@@ -59,8 +59,7 @@ stoppers_resume(struct client *client)
 static int
 client_hinders(const struct client *client)
 {
-    CH_LIST_EACH(at, &client->attaches)
-    {
+    CH_LIST_EACH (at, &client->attaches) {
         if (CH_LIST_OF(at, struct attach, in_client)->session->n_attaches >
             1) {
             return 1;
@@ -97,8 +96,8 @@ client_full(struct client *client, struct stopper *stopper)
     ch_list_add_tail(&client->waiting, &stopper->in_client);
     if (client->stall_timer == NULL) {
         client->progressed = 0;
-        client->stall_timer = ch_loop_timer(
-            client->pool->loop, POOL_STALL_MS, client_stalled, client);
+        client->stall_timer = ch_loop_timer(client->pool->loop, POOL_STALL_MS,
+                                            client_stalled, client);
     }
     return 1;
 }
@@ -138,8 +137,7 @@ client_frame(struct client *client, const struct ch_frame *frame)
     }
     if (!client->flushing) {
         client->flushing = 1;
-        if (ch_loop_defer(client->pool->loop, client_flush, client) !=
-            CH_OK) {
+        if (ch_loop_defer(client->pool->loop, client_flush, client) != CH_OK) {
             client_doom(client);
         }
     }
@@ -196,8 +194,10 @@ void
 client_failed(struct client *client, uint32_t session, uint16_t agent,
               uint32_t request, const struct fail *fail, int started)
 {
-    struct ch_frame frame = {.type = CH_FAILED, .agent = agent,
-                             .session = session, .request = request};
+    struct ch_frame frame = {.type = CH_FAILED,
+                             .agent = agent,
+                             .session = session,
+                             .request = request};
     struct ch_buf body;
     int r;
 
@@ -295,7 +295,8 @@ client_payload(struct client *client, const struct ch_frame *frame)
     if ((frame->flags & CH_FLAG_ZLIB) ||
         ch_vec_check(frame->body, frame->len, 0) != CH_OK ||
         ch_vec_init(&vec, frame->body, frame->len) != CH_OK ||
-        (vec.left != 2 && vec.left != 3) || ch_vec_next(&vec, &key, &len) != CH_OK || len == 0) {
+        (vec.left != 2 && vec.left != 3) ||
+        ch_vec_next(&vec, &key, &len) != CH_OK || len == 0) {
         return CH_ERR_PROTOCOL;
     }
     store_put(client->pool, key, len, frame->body, frame->len);
@@ -352,8 +353,8 @@ client_status(struct client *client, const struct ch_frame *asked)
         frame.type = CH_DATA;
         frame.flags = len > CH_WIRE_BODY_MAX ? 0 : CH_FLAG_END;
         frame.body = ch_buf_data(&json);
-        frame.len = (uint32_t)(len > CH_WIRE_BODY_MAX ? CH_WIRE_BODY_MAX
-                                                      : len);
+        frame.len =
+            (uint32_t)(len > CH_WIRE_BODY_MAX ? CH_WIRE_BODY_MAX : len);
         client_frame(client, &frame);
         ch_buf_consume(&json, frame.len);
     }
@@ -440,7 +441,7 @@ client_dispatch(struct client *client, const struct ch_frame *frame)
         return client_status(client, frame);
     case CH_STOP:
         client_exit_ok(client, frame);
-        pool_stop(client->pool);
+        ch_pool_stop(client->pool);
         return CH_OK;
     case CH_PING:
         return client_pong(client, frame);
@@ -599,8 +600,8 @@ client_drop(struct client *client, const char *why)
     client->dead = 1;
     ch_log("client %u (pid %ld) left: %s", client->serial, client->pid, why);
     while (!ch_list_empty(&client->attaches)) {
-        attach_drop(CH_LIST_FIRST(&client->attaches, struct attach,
-                                  in_client));
+        attach_drop(
+            CH_LIST_FIRST(&client->attaches, struct attach, in_client));
     }
     stoppers_resume(client);
     ch_loop_cancel(pool->loop, client->hello_timer);

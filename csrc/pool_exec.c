@@ -11,6 +11,7 @@
  */
 #include "pool_int.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,11 +35,11 @@ struct exec {
 };
 
 static void
-exec_reply(struct exec *exec, uint8_t type, uint8_t flags,
-           const uint8_t *body, size_t len)
+exec_reply(struct exec *exec, uint8_t type, uint8_t flags, const uint8_t *body,
+           size_t len)
 {
-    struct ch_frame frame = {.type = type, .flags = flags, .body = body,
-                             .len = (uint32_t)len};
+    struct ch_frame frame = {
+        .type = type, .flags = flags, .body = body, .len = (uint32_t)len};
 
     if (request_reply(exec->req, &frame) != CH_OK) {
         ch_log("%s: internal error in an exec channel", exec->session->name);
@@ -210,8 +211,7 @@ exec_on_exit(void *arg, int rc, int signal, const char *error)
     exec->exit_signal = signal;
     snprintf(exec->exit_error, sizeof(exec->exit_error), "%s",
              error != NULL ? error : "");
-    if (ch_loop_defer(exec->session->pool->loop, exec_ended, exec) !=
-        CH_OK) {
+    if (ch_loop_defer(exec->session->pool->loop, exec_ended, exec) != CH_OK) {
         exec_ended(exec);
     }
 }
@@ -263,14 +263,15 @@ exec_launch(struct exec *exec)
 
     exec->begun_us = ch_now_us();
     if (exec->timeout_ms > 0) {
-        exec->timer = ch_loop_timer(pool->loop, exec->timeout_ms,
-                                    exec_timeout, exec);
+        exec->timer =
+            ch_loop_timer(pool->loop, exec->timeout_ms, exec_timeout, exec);
     }
     r = ch_chan_new(exec->session->link, exec->command, &exec_chan_events,
                     exec, &exec->chan);
     if (r != CH_OK) {
         exec->chan = NULL;
-        fail_set(&fail, "unsupported", "channel", ch_strerror(r));
+        fail_set(&fail, "unsupported", "channel",
+                 r == CH_ERR_SYS ? strerror(errno) : ch_strerror(r));
         request_fail(exec->req, &fail);
         return;
     }
@@ -282,8 +283,7 @@ exec_launch(struct exec *exec)
 void
 execs_launch(struct session *session)
 {
-    CH_LIST_EACH_SAFE(at, &session->execs)
-    {
+    CH_LIST_EACH_SAFE (at, &session->execs) {
         exec_launch(CH_LIST_OF(at, struct exec, in_session));
     }
 }
@@ -292,9 +292,9 @@ void
 execs_fail(struct session *session, const struct fail *fail)
 {
     while (!ch_list_empty(&session->execs)) {
-        request_fail(CH_LIST_FIRST(&session->execs, struct exec, in_session)
-                         ->req,
-                     fail);
+        request_fail(
+            CH_LIST_FIRST(&session->execs, struct exec, in_session)->req,
+            fail);
     }
 }
 

@@ -115,7 +115,7 @@ enum agent_state { AGENT_WAITING, AGENT_STARTING, AGENT_READY, AGENT_DEAD };
 
 struct agent {
     struct session *session;
-    struct agent *login; /* itself for a login agent */
+    struct agent *login;    /* itself for a login agent */
     struct ch_list in_list; /* session->agents or login->subs */
     char *key;
     uint8_t *spec; /* the START map, wiped and freed once used */
@@ -157,8 +157,8 @@ struct request {
     struct agent *agent; /* NULL for an exec chan */
     struct exec *exec;
     struct ch_list in_attach, in_agent;
-    uint32_t number; /* the client's */
-    uint32_t wire;   /* ours on the agent hop */
+    uint32_t number;       /* the client's */
+    uint32_t wire;         /* ours on the agent hop */
     uint16_t agent_number; /* the client's */
     uint8_t type;
     enum request_state state;
@@ -170,7 +170,6 @@ struct request {
 /* --- pool.c --- */
 void pool_free_later(struct ch_pool *pool, void *memory);
 void pool_idle_check(struct ch_pool *pool);
-void pool_stop(struct ch_pool *pool);
 
 /* --- pool_client.c --- */
 void client_accept(struct ch_pool *pool, int fd);

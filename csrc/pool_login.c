@@ -27,14 +27,17 @@ sub_frame(struct agent *sub, const struct ch_frame *frame)
     }
     if (frame->type != CH_FAILED ||
         ch_vec_check(frame->body, frame->len, 0) != CH_OK ||
-        ch_vec_init(&vec, frame->body, frame->len) != CH_OK ||
-        vec.left < 3) {
+        ch_vec_init(&vec, frame->body, frame->len) != CH_OK || vec.left < 3) {
         return CH_ERR_PROTOCOL;
     }
     /* Only words of the protocol go on to clients. */
     static const char *const classes[] = {
-        "become_password_missing", "become_password_wrong", "become",
-        "no_python",               "unsupported",           "agent",
+        "become_password_missing",
+        "become_password_wrong",
+        "become",
+        "no_python",
+        "unsupported",
+        "agent",
     };
     fail.class = "agent";
     fail.message[0] = '\0';
@@ -76,8 +79,7 @@ login_frame(void *arg, const struct ch_frame *frame)
         /* A sub-agent that was closed meanwhile may still say something. */
         return sub == NULL ? CH_OK : sub_frame(sub, frame);
     }
-    req = ch_table_find(&login->wire, &frame->request,
-                        sizeof(frame->request));
+    req = ch_table_find(&login->wire, &frame->request, sizeof(frame->request));
     if (req == NULL) {
         return frame->request <= login->last_wire ? CH_OK : CH_ERR_PROTOCOL;
     }
@@ -103,8 +105,7 @@ static void
 login_sent(void *arg, uint32_t number)
 {
     struct agent *login = arg;
-    struct request *req = ch_table_find(&login->wire, &number,
-                                        sizeof(number));
+    struct request *req = ch_table_find(&login->wire, &number, sizeof(number));
 
     if (req != NULL && req->state == REQUEST_QUEUED) {
         req->state = REQUEST_SENT;

@@ -25,6 +25,7 @@
 #include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -238,12 +239,14 @@ lock_take(const char *dir, const char *path)
         /* The holder serves, or is about to, or is about to leave. */
         if (lstat(path, &st) == 0) {
             struct sockaddr_un sa;
-            int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+            int probe =
+                socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
             int ok;
 
             address_make(&sa, path);
             ok = probe >= 0 &&
-                 connect(probe, (struct sockaddr *)&sa, sizeof(sa)) == 0;
+                 (connect(probe, (struct sockaddr *)&sa, sizeof(sa)) == 0 ||
+                  errno == EAGAIN);
             close(probe);
             if (ok) {
                 close(fd);
@@ -313,8 +316,7 @@ descriptors_raise(void)
 
     if (getrlimit(RLIMIT_NOFILE, &nofile) == 0 &&
         nofile.rlim_cur < nofile.rlim_max) {
-        nofile.rlim_cur =
-            nofile.rlim_max > 65536 ? 65536 : nofile.rlim_max;
+        nofile.rlim_cur = nofile.rlim_max > 65536 ? 65536 : nofile.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &nofile);
     }
 }
@@ -362,7 +364,8 @@ static void
 descriptors_close(int but)
 {
 #ifdef SYS_close_range
-    if ((but <= 3 || syscall(SYS_close_range, 3u, (unsigned)but - 1, 0u) == 0) &&
+    if ((but <= 3 ||
+         syscall(SYS_close_range, 3u, (unsigned)but - 1, 0u) == 0) &&
         syscall(SYS_close_range, but < 3 ? 3u : (unsigned)but + 1, ~0u, 0u) ==
             0) {
         return;
@@ -389,10 +392,41 @@ loop_stop(void *arg)
     ch_loop_stop(arg);
 }
 
+/* TERM and INT end the pool as STOP does. */
+static void
+on_signal(void *arg, int fd, unsigned events)
+{
+    struct signalfd_siginfo info;
+
+    (void)events;
+    while (read(fd, &info, sizeof(info)) > 0) {
+        ch_log("signal %u", info.ssi_signo);
+        ch_pool_stop(arg);
+    }
+}
+
+static int
+signals_watch(struct ch_pool *pool, int *fd)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) != 0) {
+        return CH_ERR_SYS;
+    }
+    *fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return *fd < 0
+               ? CH_ERR_SYS
+               : ch_loop_watch(self.loop, *fd, CH_LOOP_READ, on_signal, pool);
+}
+
 static int
 serve(int listen_fd, const struct options *o)
 {
     struct ch_pool *pool;
+    int signal_fd = -1;
     int r = CH_ERR_NOMEM;
 
     self.loop = ch_loop_new();
@@ -401,7 +435,8 @@ serve(int listen_fd, const struct options *o)
     }
     pool = ch_pool_new(self.loop, listen_fd, o->idle_ms, on_end, NULL);
     if (pool != NULL) {
-        r = ch_loop_run(self.loop);
+        r = signals_watch(pool, &signal_fd);
+        r = r == CH_OK ? ch_loop_run(self.loop) : r;
         ch_pool_free(pool);
         /* One more turn gives the memory back. */
         if (r == CH_OK &&
@@ -410,6 +445,9 @@ serve(int listen_fd, const struct options *o)
         }
     }
     ch_loop_free(self.loop);
+    if (signal_fd >= 0) {
+        close(signal_fd);
+    }
     return r;
 }
 

@@ -104,8 +104,7 @@ request_create(struct attach *attach, struct agent *agent,
         req->wire = ++agent->login->last_wire;
         if (ch_table_put(&agent->login->wire, &req->wire, sizeof(req->wire),
                          req) != CH_OK) {
-            (void)ch_table_remove(&client->pool->requests, &key,
-                                  sizeof(key));
+            (void)ch_table_remove(&client->pool->requests, &key, sizeof(key));
             free(req);
             return NULL;
         }
@@ -143,8 +142,8 @@ static void
 request_stamp(struct request *req)
 {
     uint8_t body[24];
-    struct ch_frame frame = {.type = CH_STAMP, .body = body,
-                             .len = sizeof(body)};
+    struct ch_frame frame = {
+        .type = CH_STAMP, .body = body, .len = sizeof(body)};
 
     put_u64(body, req->received_us);
     put_u64(body + 8, req->sent_us);
@@ -156,9 +155,8 @@ void
 request_fail(struct request *req, const struct fail *fail)
 {
     request_stamp(req);
-    client_failed(req->attach->client, req->attach->number,
-                  req->agent_number, req->number, fail,
-                  req->state != REQUEST_QUEUED);
+    client_failed(req->attach->client, req->attach->number, req->agent_number,
+                  req->number, fail, req->state != REQUEST_QUEUED);
     request_free(req);
 }
 
@@ -191,8 +189,8 @@ void
 request_push(struct request *req, uint8_t flags, const uint8_t *data,
              size_t len)
 {
-    struct ch_frame frame = {.type = CH_DATA, .flags = flags, .body = data,
-                             .len = (uint32_t)len};
+    struct ch_frame frame = {
+        .type = CH_DATA, .flags = flags, .body = data, .len = (uint32_t)len};
 
     req->down -= (int64_t)len;
     request_forward(req, &frame);
@@ -260,8 +258,7 @@ request_window(struct request *req, const struct ch_frame *frame)
 {
     struct ch_frame f = *frame;
 
-    if (frame->len != 4 ||
-        req->down + get_u32(frame->body) > CH_WIRE_WINDOW) {
+    if (frame->len != 4 || req->down + get_u32(frame->body) > CH_WIRE_WINDOW) {
         return CH_ERR_PROTOCOL;
     }
     req->down += get_u32(frame->body);
@@ -470,8 +467,7 @@ request_new(struct client *client, const struct ch_frame *frame)
     const struct fail *obstacle;
     struct request *req;
 
-    if (frame->request == 0 ||
-        request_find(client, frame->request) != NULL ||
+    if (frame->request == 0 || request_find(client, frame->request) != NULL ||
         (frame->agent == CH_AGENT_NONE && frame->type != CH_EXEC) ||
         (!(frame->flags & CH_FLAG_ZLIB) &&
          ch_vec_check(frame->body, frame->len, 0) != CH_OK)) {

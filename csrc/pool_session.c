@@ -137,10 +137,12 @@ spec_list(struct spec_reader *spec, const char *key)
 }
 
 /* Strings of a ch_link_options and where they come from in the map. */
-static const struct {
+struct option {
     const char *key;
     size_t offset;
-} option_texts[] = {
+};
+
+static const struct option option_texts[] = {
     {"transport", offsetof(struct ch_link_options, transport)},
     {"name", offsetof(struct ch_link_options, name)},
     {"host", offsetof(struct ch_link_options, host)},
@@ -149,18 +151,18 @@ static const struct {
     {"bind_address", offsetof(struct ch_link_options, bind_address)},
     {"identity_agent", offsetof(struct ch_link_options, identity_agent)},
     {"password", offsetof(struct ch_link_options, password)},
-    {"host_key_checking",
-     offsetof(struct ch_link_options, host_key_checking)},
+    {"host_key_checking", offsetof(struct ch_link_options, host_key_checking)},
     {"host_key_alias", offsetof(struct ch_link_options, host_key_alias)},
     {"ciphers", offsetof(struct ch_link_options, ciphers)},
     {"macs", offsetof(struct ch_link_options, macs)},
     {"kex", offsetof(struct ch_link_options, kex)},
     {"host_key_algorithms",
      offsetof(struct ch_link_options, host_key_algorithms)},
-    {"pubkey_algorithms",
-     offsetof(struct ch_link_options, pubkey_algorithms)},
+    {"pubkey_algorithms", offsetof(struct ch_link_options, pubkey_algorithms)},
     {"cwd", offsetof(struct ch_link_options, cwd)},
-}, option_lists[] = {
+};
+
+static const struct option option_lists[] = {
     {"identity_file", offsetof(struct ch_link_options, identity_files)},
     {"auth", offsetof(struct ch_link_options, auth)},
     {"known_hosts", offsetof(struct ch_link_options, known_hosts)},
@@ -260,8 +262,8 @@ attach_drop(struct attach *attach)
     uint64_t key = attach_key(attach->client, attach->number);
 
     while (!ch_list_empty(&attach->requests)) {
-        request_forget(CH_LIST_FIRST(&attach->requests, struct request,
-                                     in_attach));
+        request_forget(
+            CH_LIST_FIRST(&attach->requests, struct request, in_attach));
     }
     while (!ch_list_empty(&attach->refs)) {
         ref_drop(CH_LIST_FIRST(&attach->refs, struct agent_ref, in_attach));
@@ -279,8 +281,8 @@ attach_drop(struct attach *attach)
         session_fail(session, "reset", "pool", "the session was reset");
     } else {
         session->since_us = ch_now_us();
-        session->idle_timer = ch_loop_timer(pool->loop, session->idle_ms,
-                                            session_idle, session);
+        session->idle_timer =
+            ch_loop_timer(pool->loop, session->idle_ms, session_idle, session);
     }
 }
 
@@ -288,7 +290,8 @@ static void
 attach_opened(struct attach *attach)
 {
     struct session *s = attach->session;
-    struct ch_frame frame = {.type = CH_OPENED, .session = attach->number,
+    struct ch_frame frame = {.type = CH_OPENED,
+                             .session = attach->number,
                              .request = attach->open_request};
     struct ch_buf body;
     int r;
@@ -323,9 +326,8 @@ attach_new(struct client *client, struct session *session,
     struct attach *attach = calloc(1, sizeof(*attach));
     uint64_t key = attach_key(client, frame->session);
 
-    if (attach == NULL ||
-        ch_table_put(&client->pool->attaches, &key, sizeof(key), attach) !=
-            CH_OK) {
+    if (attach == NULL || ch_table_put(&client->pool->attaches, &key,
+                                       sizeof(key), attach) != CH_OK) {
         free(attach);
         return CH_ERR_NOMEM;
     }
@@ -378,8 +380,7 @@ session_fail(struct session *session, const char *class, const char *layer,
     pool->n_live--;
     agents_fail(session, &session->fail);
     execs_fail(session, &session->fail);
-    CH_LIST_EACH(at, &session->attaches)
-    {
+    CH_LIST_EACH (at, &session->attaches) {
         struct attach *a = CH_LIST_OF(at, struct attach, in_session);
 
         client_failed(a->client, a->number, 0,
@@ -409,8 +410,7 @@ session_on_open(void *arg, int64_t connect_us, int64_t auth_us,
                    (const uint8_t *)banner, strlen(banner));
     ch_log("%s: session open (%s) after %lld us", session->name,
            session->transport, (long long)auth_us);
-    CH_LIST_EACH(at, &session->attaches)
-    {
+    CH_LIST_EACH (at, &session->attaches) {
         attach_opened(CH_LIST_OF(at, struct attach, in_session));
     }
     agents_launch(session);
@@ -446,8 +446,8 @@ session_check(struct session *session)
 {
     if (session->retired && session->n_requests == 0 &&
         session->state != SESSION_DEAD && session->retire_timer == NULL) {
-        session->retire_timer = ch_loop_timer(session->pool->loop, 0,
-                                              session_retired, session);
+        session->retire_timer =
+            ch_loop_timer(session->pool->loop, 0, session_retired, session);
     }
 }
 
@@ -476,10 +476,10 @@ session_new(struct ch_pool *pool, struct ch_link_options *o,
     s->key = strdup(key);
     s->name = strdup(o->name != NULL ? o->name : "?");
     s->transport = strdup(o->transport);
-    s->alive_interval_ms = spec_number(spec, "alive_interval_ms",
-                                       DEFAULT_ALIVE_MS, 0, 86400000);
-    s->alive_count = (int)spec_number(spec, "alive_count", DEFAULT_ALIVE_N,
-                                      1, 1000);
+    s->alive_interval_ms =
+        spec_number(spec, "alive_interval_ms", DEFAULT_ALIVE_MS, 0, 86400000);
+    s->alive_count =
+        (int)spec_number(spec, "alive_count", DEFAULT_ALIVE_N, 1, 1000);
     s->since_us = ch_now_us();
     if (s->key == NULL || s->name == NULL || s->transport == NULL ||
         ch_table_put(&pool->sessions, key, strlen(key), s) != CH_OK) {
@@ -541,8 +541,8 @@ session_join(struct client *client, const struct ch_frame *frame,
     if (session == NULL) {
         return CH_ERR_NOMEM;
     }
-    session->idle_ms = spec_number(spec, "idle_ms", DEFAULT_IDLE_MS, 0,
-                                   7 * 86400000LL);
+    session->idle_ms =
+        spec_number(spec, "idle_ms", DEFAULT_IDLE_MS, 0, 7 * 86400000LL);
     r = attach_new(client, session, frame, reused);
     if (r != CH_OK && session->n_attaches == 0) {
         session_fail(session, "reset", "pool", ch_strerror(r));

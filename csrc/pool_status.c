@@ -36,8 +36,7 @@ put_string(struct ch_buf *out, const char *text)
     char plain[256];
     int r = ch_buf_put(out, "\"", 1);
 
-    ch_text_escape(plain, sizeof(plain), (const uint8_t *)text,
-                   strlen(text));
+    ch_text_escape(plain, sizeof(plain), (const uint8_t *)text, strlen(text));
     for (const char *at = plain; *at != '\0' && r == CH_OK; at++) {
         if (*at == '"' || *at == '\\') {
             r = ch_buf_put(out, "\\", 1);
@@ -51,11 +50,9 @@ static void
 count_agents(const struct session *session, size_t *logins, size_t *subs)
 {
     *logins = *subs = 0;
-    CH_LIST_EACH(at, &session->agents)
-    {
+    CH_LIST_EACH (at, &session->agents) {
         *logins += 1;
-        CH_LIST_EACH(sub, &CH_LIST_OF(at, struct agent, in_list)->subs)
-        {
+        CH_LIST_EACH (sub, &CH_LIST_OF(at, struct agent, in_list)->subs) {
             *subs += 1;
         }
     }
@@ -77,8 +74,8 @@ put_session(struct ch_buf *out, const struct session *s, int64_t now_us)
                        ", \"state\": \"%s\", \"clients\": %zu, "
                        "\"agents\": %zu, \"become_agents\": %zu, "
                        "\"requests\": %zu, \"unused_s\": %" PRId64 "}",
-                       s->retired ? "ending" : states[s->state],
-                       s->n_attaches, logins, subs, s->n_requests,
+                       s->retired ? "ending" : states[s->state], s->n_attaches,
+                       logins, subs, s->n_requests,
                        s->n_attaches > 0 ? 0
                                          : (now_us - s->since_us) / 1000000)
             : r;
@@ -99,8 +96,7 @@ pool_status(struct ch_pool *pool, struct ch_buf *out)
                      pool->total_requests, pool->total_sessions,
                      pool->payloads.used, pool->payload_bytes);
 
-    CH_LIST_EACH(at, &pool->all_sessions)
-    {
+    CH_LIST_EACH (at, &pool->all_sessions) {
         const struct session *s = CH_LIST_OF(at, struct session, in_pool);
 
         if (r == CH_OK && s->state != SESSION_DEAD) {

@@ -61,8 +61,8 @@ store_put(struct ch_pool *pool, const uint8_t *key, size_t len,
     ch_list_add_tail(&pool->payload_lru, &p->in_lru);
     pool->payload_bytes += body_len;
     while (pool->payload_bytes > POOL_STORE_LIMIT) {
-        payload_remove(pool, CH_LIST_FIRST(&pool->payload_lru,
-                                           struct payload, in_lru));
+        payload_remove(
+            pool, CH_LIST_FIRST(&pool->payload_lru, struct payload, in_lru));
     }
 }
 
@@ -70,7 +70,7 @@ void
 store_fini(struct ch_pool *pool)
 {
     while (!ch_list_empty(&pool->payload_lru)) {
-        payload_remove(pool, CH_LIST_FIRST(&pool->payload_lru,
-                                           struct payload, in_lru));
+        payload_remove(
+            pool, CH_LIST_FIRST(&pool->payload_lru, struct payload, in_lru));
     }
 }

@@ -145,8 +145,7 @@ child_complain(const char *what, int error)
     (void)!write(2, "\n", 1);
 }
 
-static void
-child_run(const struct ch_proc_spec *spec, const int fds[3])
+static void child_run(const struct ch_proc_spec *spec, const int fds[3])
     __attribute__((noreturn));
 
 static void
@@ -183,14 +182,18 @@ child_run(const struct ch_proc_spec *spec, const int fds[3])
 
 /* --- in the pool --- */
 
+/* Keeps errno: it is why. */
 static void
 close_pairs(int pairs[3][2])
 {
+    int saved = errno;
+
     for (int i = 0; i < 6; i++) {
         if (pairs[i / 2][i % 2] >= 0) {
             close(pairs[i / 2][i % 2]);
         }
     }
+    errno = saved;
 }
 
 /* A pipe with both ends above 2, so that the child's dup2 calls cannot

@@ -25,7 +25,6 @@
 
 #define BATCH_BYTES (4u * 1024u * 1024u) /* raw bytes per poll() */
 
-
 typedef struct {
     PyObject_HEAD
     struct ch_client *client; /* NULL: closed */
@@ -214,8 +213,8 @@ client_put(struct ch_client *client, struct ch_frame *frame)
 static PyObject *
 client_send(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"type",    "session", "agent", "request",
-                            "body",    "flags",   NULL};
+    static char *names[] = {"type", "session", "agent", "request",
+                            "body", "flags",   NULL};
     ClientObject *self = (ClientObject *)op;
     struct ch_client *client;
     struct ch_frame frame;
@@ -225,8 +224,8 @@ client_send(PyObject *op, PyObject *args, PyObject *kwargs)
     int r;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "IkIky*|I:send", names,
-                                     &type, &session, &agent, &request,
-                                     &body, &flags)) {
+                                     &type, &session, &agent, &request, &body,
+                                     &flags)) {
         return NULL;
     }
     client = client_get(self);
@@ -321,10 +320,9 @@ frames_take(ClientObject *self, PyObject *list)
             return -1;
         }
         total += (size_t)PyBytes_GET_SIZE(body);
-        item = Py_BuildValue("(BBkIkN)", frame.type, flags,
-                             (unsigned long)frame.session,
-                             (unsigned)frame.agent,
-                             (unsigned long)frame.request, body);
+        item = Py_BuildValue(
+            "(BBkIkN)", frame.type, flags, (unsigned long)frame.session,
+            (unsigned)frame.agent, (unsigned long)frame.request, body);
         if (item == NULL) {
             return -1;
         }
@@ -564,8 +562,8 @@ core_unpack(PyObject *module, PyObject *arg)
     r = ch_vec_init(&vec, body.buf, (size_t)body.len);
     while (list != NULL && r == CH_OK &&
            (r = ch_vec_next(&vec, &item, &len)) == CH_OK) {
-        PyObject *one = PyBytes_FromStringAndSize((const char *)item,
-                                                  (Py_ssize_t)len);
+        PyObject *one =
+            PyBytes_FromStringAndSize((const char *)item, (Py_ssize_t)len);
 
         if (one == NULL || PyList_Append(list, one) != 0) {
             Py_CLEAR(list);
@@ -606,8 +604,7 @@ static PyMethodDef client_methods[] = {
 static PyGetSetDef client_getset[] = {
     {"closed", client_closed, NULL, "True if nothing can be sent any more.",
      NULL},
-    {"pid", client_pid, NULL, "The process that opened the connection.",
-     NULL},
+    {"pid", client_pid, NULL, "The process that opened the connection.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

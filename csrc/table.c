@@ -85,8 +85,7 @@ table_grow(struct ch_table *table)
 }
 
 int
-ch_table_put(struct ch_table *table, const void *key, size_t len,
-             void *value)
+ch_table_put(struct ch_table *table, const void *key, size_t len, void *value)
 {
     uint64_t hash = hash_of(key, len);
     struct ch_table_entry **at;
@@ -160,8 +159,8 @@ ch_table_any(const struct ch_table *table)
 }
 
 void
-ch_table_each(const struct ch_table *table,
-              void (*fn)(void *value, void *arg), void *arg)
+ch_table_each(const struct ch_table *table, void (*fn)(void *value, void *arg),
+              void *arg)
 {
     for (size_t i = 0; i < table->cap; i++) {
         for (struct ch_table_entry *e = table->slots[i]; e; e = e->next) {

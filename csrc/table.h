@@ -21,8 +21,7 @@ void ch_table_fini(struct ch_table *table);
 CH_MUST_USE int ch_table_put(struct ch_table *table, const void *key,
                              size_t len, void *value);
 /* The value, or NULL. */
-void *ch_table_find(const struct ch_table *table, const void *key,
-                    size_t len);
+void *ch_table_find(const struct ch_table *table, const void *key, size_t len);
 /* Removes the entry and returns its value, or NULL. */
 void *ch_table_remove(struct ch_table *table, const void *key, size_t len);
 /* Any value, or NULL when the table is empty. */

@@ -112,8 +112,7 @@ ch_wire_get(const uint8_t *data, size_t len, struct ch_frame *out,
     if (r != CH_OK) {
         return r;
     }
-    if (len < CH_WIRE_HEADER ||
-        len - CH_WIRE_HEADER < get_u32(data + 16)) {
+    if (len < CH_WIRE_HEADER || len - CH_WIRE_HEADER < get_u32(data + 16)) {
         return CH_ERR_AGAIN;
     }
     out->type = data[3];

@@ -8,24 +8,45 @@
 #include "buf.h"
 #include "ch.h"
 
-#define CH_WIRE_MAGIC 0x4348u
-#define CH_WIRE_VERSION 1u
-#define CH_WIRE_HEADER 20u
-#define CH_WIRE_BODY_MAX (256u * 1024u)
+#define CH_WIRE_MAGIC          0x4348u
+#define CH_WIRE_VERSION        1u
+#define CH_WIRE_HEADER         20u
+#define CH_WIRE_BODY_MAX       (256u * 1024u)
 #define CH_WIRE_BODY_MAX_LARGE (16u * 1024u * 1024u)
-#define CH_WIRE_RAW_MAX (64u * 1024u * 1024u)
-#define CH_WIRE_WINDOW (1024u * 1024u)
-#define CH_AGENT_NONE 0xFFFFu
+#define CH_WIRE_RAW_MAX        (64u * 1024u * 1024u)
+#define CH_WIRE_WINDOW         (1024u * 1024u)
+#define CH_AGENT_NONE          0xFFFFu
 
 enum ch_frame_type {
-    CH_HELLO = 1, CH_OPEN, CH_OPENED, CH_START, CH_STARTED, CH_PAYLOAD,
-    CH_NEED, CH_RUN, CH_EXEC, CH_PUT, CH_FETCH, CH_DATA, CH_WINDOW,
-    CH_CANCEL, CH_ACCEPTED, CH_STAMP, CH_EXIT, CH_FAILED, CH_PING, CH_PONG,
-    CH_CLOSE, CH_RESET, CH_STATUS, CH_STOP, CH_LOG
+    CH_HELLO = 1,
+    CH_OPEN,
+    CH_OPENED,
+    CH_START,
+    CH_STARTED,
+    CH_PAYLOAD,
+    CH_NEED,
+    CH_RUN,
+    CH_EXEC,
+    CH_PUT,
+    CH_FETCH,
+    CH_DATA,
+    CH_WINDOW,
+    CH_CANCEL,
+    CH_ACCEPTED,
+    CH_STAMP,
+    CH_EXIT,
+    CH_FAILED,
+    CH_PING,
+    CH_PONG,
+    CH_CLOSE,
+    CH_RESET,
+    CH_STATUS,
+    CH_STOP,
+    CH_LOG
 };
 
-#define CH_FLAG_ZLIB 0x01u
-#define CH_FLAG_END 0x02u
+#define CH_FLAG_ZLIB          0x01u
+#define CH_FLAG_END           0x02u
 #define CH_FLAG_STREAM(flags) (((flags) >> 2) & 3u)
 
 struct ch_frame {

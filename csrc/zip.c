@@ -5,7 +5,7 @@
 #include <zlib.h>
 
 #define ZIP_LEVEL 1 /* a module's arguments shrink 3x at 200 MB/s */
-#define ZIP_HEAD 4u
+#define ZIP_HEAD  4u
 
 int
 ch_zip_deflate(const uint8_t *data, size_t len, struct ch_buf *out)
@@ -51,8 +51,7 @@ ch_zip_raw_len(const uint8_t *body, size_t len, size_t max, size_t *raw_len)
 }
 
 int
-ch_zip_inflate(const uint8_t *body, size_t len, uint8_t *place,
-               size_t raw_len)
+ch_zip_inflate(const uint8_t *body, size_t len, uint8_t *place, size_t raw_len)
 {
     uLongf got = (uLongf)raw_len;
     uLong used = (uLong)(len - ZIP_HEAD);

@@ -22,8 +22,8 @@ CH_MUST_USE int ch_zip_raw_len(const uint8_t *body, size_t len, size_t max,
 
 /* Inflates body into place, which has room for exactly the raw length.
  * CH_ERR_PROTOCOL if the stream is damaged, longer or shorter. */
-CH_MUST_USE int ch_zip_inflate(const uint8_t *body, size_t len,
-                               uint8_t *place, size_t raw_len);
+CH_MUST_USE int ch_zip_inflate(const uint8_t *body, size_t len, uint8_t *place,
+                               size_t raw_len);
 
 /* Inflates only the first bytes (at most size); *got says how many. */
 CH_MUST_USE int ch_zip_peek(const uint8_t *body, size_t len, uint8_t *place,

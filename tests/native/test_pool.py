@@ -627,6 +627,18 @@ def test_stop(pool):
         other.until(lambda f: False)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_stop(pool, number):
+    talk = pool.talk()
+    talk.begin()
+    waiting = talk.exec("hang")
+    talk.until(lambda f: f.request == waiting and f.type == ACCEPTED)
+    os.kill(pool.process.pid, number)
+    assert talk.failed(waiting)[::3] == ["reset", "1"]
+    assert pool.wait() == 0
+    assert not pool.path.exists()
+
+
 def test_a_killed_pool_leaves_nothing_that_hinders_the_next(pool, make_pool):
     talk = pool.talk()
     pid = int(talk.begin()["pid"])

@@ -184,9 +184,8 @@ static void
 pairs_open(void)
 {
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0,
-                                    pairs[i]),
-                         0);
+        assert_int_equal(
+            socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pairs[i]), 0);
     }
 }
 
@@ -205,29 +204,27 @@ test_descriptors(void **state)
     (void)state;
     pairs_open();
     assert_int_equal(
-        ch_loop_watch(loop, pairs[0][0], CH_LOOP_READ, read_one, "r"),
-        CH_OK);
+        ch_loop_watch(loop, pairs[0][0], CH_LOOP_READ, read_one, "r"), CH_OK);
     assert_int_equal(
         ch_loop_watch(loop, pairs[0][1], CH_LOOP_WRITE, write_some, "q"),
         CH_OK);
     run();
     assert_string_equal(trace, "r");
     /* Nothing watched: readable data is left alone. */
-    assert_int_equal(
-        ch_loop_watch(loop, pairs[0][0], 0, read_one, "r"), CH_OK);
+    assert_int_equal(ch_loop_watch(loop, pairs[0][0], 0, read_one, "r"),
+                     CH_OK);
     assert_int_equal(write(pairs[0][1], "q", 1), 1);
     ch_loop_timer(loop, 2, stop, NULL);
     run();
     assert_string_equal(trace, "r");
     assert_int_equal(
-        ch_loop_watch(loop, pairs[0][0], CH_LOOP_READ, read_one, "s"),
-        CH_OK);
+        ch_loop_watch(loop, pairs[0][0], CH_LOOP_READ, read_one, "s"), CH_OK);
     run();
     assert_string_equal(trace, "rs");
     pairs_close();
-    assert_int_equal(ch_loop_watch(loop, pairs[0][0], CH_LOOP_READ, read_one,
-                                   "r"),
-                     CH_ERR_SYS);
+    assert_int_equal(
+        ch_loop_watch(loop, pairs[0][0], CH_LOOP_READ, read_one, "r"),
+        CH_ERR_SYS);
     ch_loop_unwatch(loop, pairs[0][0]);
     ch_loop_unwatch(loop, -1);
     ch_loop_unwatch(loop, 100000);
@@ -259,9 +256,9 @@ test_events_of_a_closed_descriptor_are_dropped(void **state)
     pairs_open();
     for (int i = 0; i < 2; i++) {
         assert_int_equal(write(pairs[i][1], "x", 1), 1);
-        assert_int_equal(ch_loop_watch(loop, pairs[i][0], CH_LOOP_READ,
-                                       close_other, "c"),
-                         CH_OK);
+        assert_int_equal(
+            ch_loop_watch(loop, pairs[i][0], CH_LOOP_READ, close_other, "c"),
+            CH_OK);
     }
     run();
     assert_string_equal(trace, "c");

@@ -54,8 +54,7 @@ test_bytes_and_begins_in_order(void **state)
 
         (void)state;
         ch_outq_init(&q);
-        assert_int_equal(ch_outq_put_raw(&q, (const uint8_t *)"in", 2),
-                         CH_OK);
+        assert_int_equal(ch_outq_put_raw(&q, (const uint8_t *)"in", 2), CH_OK);
         assert_int_equal(ch_outq_put(&q, &payload, blob, 0), CH_OK);
         assert_int_equal(blob->refs, 2);
         put(&q, 5, "five", 1);
@@ -72,8 +71,7 @@ test_bytes_and_begins_in_order(void **state)
         assert_int_equal(ch_wire_get(out + 2, 94, &frame, &used), CH_OK);
         assert_int_equal(frame.type, CH_PAYLOAD);
         assert_memory_equal(frame.body, "shared", 6);
-        assert_int_equal(ch_wire_get(out + 2 + used, 94 - used, &frame,
-                                     &used),
+        assert_int_equal(ch_wire_get(out + 2 + used, 94 - used, &frame, &used),
                          CH_OK);
         assert_int_equal(frame.request, 5);
         ch_blob_release(blob);

@@ -42,8 +42,7 @@ test_against_an_array(void **state)
             model[key] = NULL;
         }
         key = rand() % KEYS;
-        assert_ptr_equal(ch_table_find(&table, &key, sizeof(key)),
-                         model[key]);
+        assert_ptr_equal(ch_table_find(&table, &key, sizeof(key)), model[key]);
         assert_int_equal(table.used, used);
     }
     ch_table_each(&table, count, &seen);

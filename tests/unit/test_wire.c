@@ -55,8 +55,7 @@ test_round_trip(void **state)
     assert_int_equal(out.len, 5);
     assert_memory_equal(out.body, "hello", 5);
     for (size_t n = 0; n < 25; n++) {
-        assert_int_equal(get(ch_buf_data(&buf), n, &out, &used),
-                         CH_ERR_AGAIN);
+        assert_int_equal(get(ch_buf_data(&buf), n, &out, &used), CH_ERR_AGAIN);
     }
     ch_buf_fini(&buf);
 }
@@ -67,8 +66,8 @@ test_a_bad_header_is_refused_at_its_first_bad_byte(void **state)
     static const struct {
         size_t at;
         uint8_t value;
-    } bad[] = {{0, 'X'}, {1, 'X'},  {2, 0},  {2, 2},    {3, 0},
-               {3, 26},  {4, 0x10}, {5, 1},  {16, 1},   {17, 0xff}};
+    } bad[] = {{0, 'X'}, {1, 'X'},  {2, 0}, {2, 2},  {3, 0},
+               {3, 26},  {4, 0x10}, {5, 1}, {16, 1}, {17, 0xff}};
     uint8_t head[20];
     struct ch_frame frame = {.type = CH_DATA};
     size_t used = 0;
@@ -78,9 +77,9 @@ test_a_bad_header_is_refused_at_its_first_bad_byte(void **state)
         ch_wire_header(head, &frame);
         head[bad[i].at] = bad[i].value;
         assert_int_equal(get(head, bad[i].at, &frame, &used), CH_ERR_AGAIN);
-        assert_int_equal(get(head, bad[i].at > 15 ? 20 : bad[i].at + 1,
-                             &frame, &used),
-                         CH_ERR_PROTOCOL);
+        assert_int_equal(
+            get(head, bad[i].at > 15 ? 20 : bad[i].at + 1, &frame, &used),
+            CH_ERR_PROTOCOL);
         frame.type = CH_DATA;
     }
 }
@@ -98,9 +97,8 @@ test_body_limits(void **state)
     for (uint8_t type = 0; type < 40; type++) {
         uint32_t most = type == CH_RUN || type == CH_PAYLOAD
                             ? CH_WIRE_BODY_MAX_LARGE
-                        : type >= CH_HELLO && type <= CH_LOG
-                            ? CH_WIRE_BODY_MAX
-                            : 0;
+                        : type >= CH_HELLO && type <= CH_LOG ? CH_WIRE_BODY_MAX
+                                                             : 0;
 
         assert_int_equal(ch_wire_body_max(type), most);
         frame.type = type;
@@ -197,7 +195,7 @@ test_map(void **state)
     assert_int_equal(ch_vec_put_str(&buf, "x"), CH_OK);
     assert_int_equal(ch_vec_put_str(&buf, "argv"), CH_OK);
     assert_int_equal(ch_vec_put_str(&buf, "two"), CH_OK);
-#define GET(key, nth)                                                  \
+#define GET(key, nth)                                                         \
     ch_map_get(ch_buf_data(&buf), ch_buf_len(&buf), key, nth, &value, &len)
     assert_int_equal(GET("key", 0), CH_OK);
     assert_memory_equal(value, "x", 1);

@@ -46,9 +46,9 @@ test_round_trip(void **state)
         CH_OK);
     assert_memory_equal(back, text, SIZE);
     memset(back, 0, sizeof(back));
-    assert_int_equal(ch_zip_peek(ch_buf_data(&out), ch_buf_len(&out), back,
-                                 100, &got),
-                     CH_OK);
+    assert_int_equal(
+        ch_zip_peek(ch_buf_data(&out), ch_buf_len(&out), back, 100, &got),
+        CH_OK);
     assert_int_equal(got, 100);
     assert_memory_equal(back, text, 100);
     assert_int_equal(back[100], 0);
@@ -119,8 +119,7 @@ test_damage_is_noticed(void **state)
     }
     assert_int_equal(ch_zip_peek(noise, 1000, back, 100, &got),
                      CH_ERR_PROTOCOL);
-    assert_int_equal(ch_zip_peek(noise, 3, back, 100, &got),
-                     CH_ERR_PROTOCOL);
+    assert_int_equal(ch_zip_peek(noise, 3, back, 100, &got), CH_ERR_PROTOCOL);
     free(damaged);
     ch_buf_fini(&out);
 }
