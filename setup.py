@@ -155,11 +155,11 @@ collection = {
 setup(
     packages=[
         "churten",
-        *("churten." + p.parent.name for p in sorted(Path("churten").glob("*/__init__.py"))),
+        *(".".join(d.parts) for d in sorted(Path("churten").rglob("*")) if d.is_dir() and d.name != "__pycache__"),
         *collection,
     ],
     package_dir=collection,
-    package_data={"churten.timings": ["schema/*.json"], "churten": ["*.pyi", "py.typed"]},
+    package_data={"": ["*.json", "*.pyi", "py.typed"]},
     ext_modules=[
         Extension(
             "churten._core",
