@@ -24,6 +24,7 @@ PyObject *ch_raise(ch_state *state, int code, const char *what);
 
 /* One per py_*.c: adds its types and functions to the module. */
 int ch_py_client_setup(PyObject *module);
+int ch_py_facts_encode_setup(PyObject *module);
 int ch_py_facts_setup(PyObject *module);
 int ch_py_isolate_setup(PyObject *module);
 int ch_py_sched_setup(PyObject *module);

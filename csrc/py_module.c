@@ -5,6 +5,7 @@
 
 static int (*const setups[])(PyObject *module) = {
     ch_py_client_setup,
+    ch_py_facts_encode_setup,
     ch_py_facts_setup,
     ch_py_isolate_setup,
     ch_py_sched_setup,
