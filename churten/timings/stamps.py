@@ -94,6 +94,22 @@ def here(name: str, when: float | None = None) -> None:
         _set(record, name, time.monotonic() if when is None else when)
 
 
+def request(received: float, sent: float, ended: float) -> None:
+    """A request of the current record as the pool saw it: taken from us, written to the transport, its last frame read.
+
+    Until it was written it waited for its session or agent: that counts as connecting.
+    """
+    if _on and (record := _current.get()) is not None:
+        for name, when in (
+            ("connect_begin", received),
+            ("connect_end", sent),
+            ("sent", sent),
+            ("remote_begin", sent),
+            ("remote_end", ended),
+        ):
+            _set(record, name, when)
+
+
 def engine(host: str, uuid: str, name: str, worker: int | None = None) -> None:
     """Note what runs the task ("fiber" or "fork") and in which slot."""
     if _on and (record := _live.get((host, uuid))) is not None:

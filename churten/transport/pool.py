@@ -19,6 +19,7 @@ import time
 import typing as t
 
 from churten import __version__, waiting
+from churten.timings import stamps
 from churten.transport import runtime
 
 HELLO, OPEN, OPENED, START, STARTED, PAYLOAD, NEED, RUN, EXEC, PUT, FETCH, DATA, WINDOW, CANCEL = range(1, 15)
@@ -378,6 +379,8 @@ class Pool:
 
     def _reply(self, pending: Pending, deadline_s: float | None) -> Reply:
         self._wait(pending, None if deadline_s is None else time.monotonic() + deadline_s)
+        if pending.stamp is not None:
+            stamps.request(*(us / 1e6 for us in pending.stamp))
         if pending.error is not None:
             raise pending.error
         if pending.failure is not None:
@@ -396,15 +399,21 @@ class Pool:
         if pending.done:
             return
         fiber = waiting.current()
+        connecting = pending.type in (OPEN, START)
+        if connecting:
+            stamps.here("connect_begin")
         try:
             if fiber is None:
                 self._wait_blocking(pending, deadline)
             else:
                 self._wait_parked(pending, deadline, fiber)
         except BaseException:
-            if not pending.done and pending.type not in (OPEN, START):
+            if not pending.done and not connecting:
                 self._abandon(pending)
             raise
+        finally:
+            if connecting:
+                stamps.here("connect_end")
 
     def _wait_blocking(self, pending: Pending, deadline: float | None) -> None:
         while not pending.done:

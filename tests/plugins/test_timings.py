@@ -306,6 +306,12 @@ def test_stamps():
         record = stamps.take("h", "u")
         assert (record.connect_s, record.remote_s, record.remote_begin, record.remote_end) == (0.5, 1.5, 2.0, 9.0)
         assert record.sent is not None and stamps.take("h", "u") is None
+        stamps.begin("h", "u")
+        stamps.enter("h", "u")
+        stamps.request(1.0, 1.25, 3.25)
+        stamps.request(4.0, 4.0, 5.0)
+        record = stamps.take("h", "u")
+        assert (record.connect_s, record.remote_s, record.sent) == (0.25, 3.0, 4.0)
     finally:
         stamps.disable()
 
