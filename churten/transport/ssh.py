@@ -16,7 +16,6 @@ from churten.compat.memo import options_token
 from churten.transport import options, pool
 from churten.transport.warm import RemoteFiles, Route, Stock, WarmConnection
 
-
 _requests: dict[tuple[int, str, str | None], tuple[options.Request, t.Any, t.Any]] = {}
 
 
