@@ -91,8 +91,8 @@ TEXTS: list[tuple[str, str, str]] = [
     (r"\b[a-z]{16,40}(?=\s*; /|\W*BECOME)", "<become>", "become marker: random"),
     (r"BECOME-SUCCESS-[a-z]+", "BECOME-SUCCESS-<random>", "become marker: random"),
 ]
-# Only for modes that run a churten strategy or connection: (mode prefix, regex, replacement, reason).
-CHURTEN_TEXTS: list[tuple[str, str, str, str]] = [
+# Only for modes whose name starts with the first word: (mode prefix, regex, replacement, reason).
+MODE_TEXTS: list[tuple[str, str, str, str]] = [
     (
         "churten-",
         r"\[DEPRECATION WARNING\]: [^\n]*strategy plugins? (?:[^\[]|\[(?!WARN|DEPR|ERR))*",
@@ -100,10 +100,10 @@ CHURTEN_TEXTS: list[tuple[str, str, str, str]] = [
         "core says of every third-party strategy that it will not be supported for ever",
     ),
     (
-        "churten-",
+        "",
         r"\[WARNING\]: Deprecation warnings can be disabled[^\n]*\n",
         "",
-        "follows the first deprecation",
+        "follows the first deprecation, and churten's runs always have one",
     ),
 ]
 # An agent keeps such a folder as long as it lives; that none outlives it is test_plays.test_nothing_is_left.
@@ -605,7 +605,7 @@ class Runner:
         texts = []
         for name in ("stdout", "stderr"):
             text = normal_text((out / name).read_bytes().decode("utf-8", "surrogateescape"))
-            for prefix, pattern, replacement, _ in CHURTEN_TEXTS:
+            for prefix, pattern, replacement, _ in MODE_TEXTS:
                 if mode.name.startswith(prefix):
                     text = re.sub(pattern, replacement, text)
             texts.append(text)
