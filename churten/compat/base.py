@@ -211,12 +211,16 @@ class Adapter(abc.ABC):
         mine._parent = task._parent
         return mine
 
-    def fiber_loader(self, loader: t.Any) -> t.Any:
-        """A view of the DataLoader whose temporary files and file cache are this task's own, as in a fork."""
+    @contextlib.contextmanager
+    def fiber_loader(self, loader: t.Any) -> t.Iterator[t.Any]:
+        """A view of the DataLoader whose temporary files and file cache are this task's own, as in a fork; the files go at the end."""
         mine = copy.copy(loader)
         mine._tempfiles = set()
         mine._FILE_CACHE = loader._FILE_CACHE.copy()
-        return mine
+        try:
+            yield mine
+        finally:
+            mine.cleanup_all_tmp_files()
 
     @staticmethod
     def through_pickle(message: t.Any) -> t.Any:

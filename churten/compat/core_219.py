@@ -29,13 +29,13 @@ class CoreAdapter(Adapter):
             strategy._tqm.send_callback(method_name, convert(raw))
 
         task = self.fiber_task(task)
-        with _task.TaskContext(task):
+        with _task.TaskContext(task), self.fiber_loader(strategy._loader) as loader:
             result = TaskExecutor(
                 host,
                 task,
                 task_vars,
                 play_context,
-                self.fiber_loader(strategy._loader),
+                loader,
                 self.namespace(),
                 t.cast(t.Any, FiberQueue(hub, callback)),
                 strategy._variable_manager,

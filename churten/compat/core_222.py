@@ -53,8 +53,10 @@ class CoreAdapter(Adapter):
             strategy._tqm.send_callback(method_name, convert(the_host, the_task, utr))
 
         task = self.fiber_task(task)
-        loader = self.fiber_loader(strategy._loader)
-        with _task.TaskContext.create(task=task, task_vars=task_vars, host_name=host.name) as context:
+        with (
+            _task.TaskContext.create(task=task, task_vars=task_vars, host_name=host.name) as context,
+            self.fiber_loader(strategy._loader) as loader,
+        ):
             context.__dict__["inventory_rpc_client"] = DirectInventory
             task.squash()
             utr = TaskExecutor(
