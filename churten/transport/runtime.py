@@ -23,9 +23,10 @@ class RuntimeProblem(Exception):
     """The pool cannot be used here; the text says why in one sentence."""
 
 
-def _namespace_tag() -> str:
-    """Eight hex digits for the namespaces we run in: a container that shares our home must not use our pool, it sees another network."""
-    names = []
+def _place_tag() -> str:
+    """Eight hex digits for this host and the namespaces we run in: a host or container that shares our home directory must not use our pool,
+    it sees another network. A digest, because the path of a socket must be short."""
+    names = [socket.gethostname()]
     for name in _NAMESPACES:
         try:
             names.append(os.readlink(f"/proc/self/ns/{name}"))
@@ -64,10 +65,10 @@ def pool_dir(create: bool = True) -> str:
         if base and os.path.isabs(base) and _is_private(base):
             base = os.path.join(base, "churten")
         else:
-            base = os.path.join(os.path.expanduser("~"), ".ansible", "churten", socket.gethostname() or "localhost")
+            base = os.path.join(os.path.expanduser("~"), ".ansible", "churten")
         if create:
             _make_private(base)
-        path = os.path.join(base, _namespace_tag())
+        path = os.path.join(base, _place_tag())
     if create or os.path.lexists(path):
         _make_private(path)
     if len(os.fsencode(socket_path(path))) > _SOCKET_PATH_MAX:
