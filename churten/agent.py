@@ -20,12 +20,12 @@ queued only after the fork; nothing of a request is written to disk but files th
 request names and the zip file, which has no arguments in it.
 """
 
+import _signal as signal  # `signal` itself would import enum at every start
 import errno
 import gc
 import marshal
 import os
 import select
-import signal
 import stat
 import struct
 import sys
@@ -196,6 +196,8 @@ class Payload:
         self.library = None
         self.runs = 0
         self.ahead = True  # may its imports be done ahead?
+        self.wanted = None  # names of these imports, once known
+        self.done = -1  # the age of Ahead in which they were done
 
     def names(self):
         return {entry[0]: entry[1] for entry in self.entries}
@@ -401,20 +403,22 @@ class Ahead:
     def __init__(self):
         self.library = None
         self.done = set()
+        self.age = 0  # how often all was forgotten
         self.site = None
+        user = getattr(sys.modules.get("site"), "USER_SITE", None)
+        self.site_folders = sorted(
+            path for path in set(sys.path + [user or ""]) if path.endswith("-packages")
+        )
 
     def site_state(self):
         """Changes when Python packages are installed or removed."""
-        import site
-
         state = []
-        for path in set(sys.path + [getattr(site, "USER_SITE", None) or ""]):
-            if path.endswith("-packages"):
-                try:
-                    state.append((path, os.stat(path).st_mtime))
-                except OSError:
-                    pass
-        return sorted(state)
+        for path in self.site_folders:
+            try:
+                state.append(os.stat(path).st_mtime)
+            except OSError:
+                state.append(None)
+        return state
 
     def refresh(self):
         """A package was installed: optional imports that failed may work now."""
@@ -432,11 +436,21 @@ class Ahead:
     def forget(self):
         """Drops everything imported that an interpreter does not bring along."""
         self.done.clear()
+        self.age += 1
         for name in list(sys.modules):
             if name.partition(".")[0] in ("ansible", "ansible_collections"):
                 del sys.modules[name]
             elif not is_stdlib(name) and name not in AT_START:
                 del sys.modules[name]
+
+    def prepare(self, payload, module, form):
+        """Imports what the module will import first, if that was not done yet."""
+        if payload.done == self.age:
+            return
+        if payload.wanted is None:
+            payload.wanted = self.wanted(payload, module, form)
+        self.run(payload, payload.wanted)
+        payload.done = self.age
 
     def wanted(self, payload, module, form):
         """Names for the unconditional imports of the module and what runs it."""
@@ -486,6 +500,8 @@ class Ahead:
             payload.ahead = False
         if not payload.ahead:
             self.forget()
+        elif "subprocess" in sys.modules:
+            spare_needless_forks()
 
     def allowed(self, library, name):
         parts = name.split(".")
@@ -548,6 +564,36 @@ def column_zero_imports(source, code):
             for name in re.findall(rb"\w+", re.sub(rb"#.*|\bas\s+\w+", b"", names)):
                 found.append(origin + "." + name.decode("ascii", "replace"))
     return found
+
+
+def spare_needless_forks():
+    """core's run_command gives Popen a preexec_fn that does nothing unless it has
+    a umask to set, and for it Popen forks the whole process where it would use
+    vfork: half the time of a `command` task. Takes exactly that function away."""
+    import _posixsubprocess
+    import subprocess
+
+    def fork_exec(*args):
+        return real(*[None if does_nothing(item) else item for item in args])
+
+    real = _posixsubprocess.fork_exec
+    if real.__name__ == "fork_exec" and not hasattr(real, "__code__"):
+        _posixsubprocess.fork_exec = fork_exec
+        if hasattr(subprocess, "_fork_exec"):
+            subprocess._fork_exec = fork_exec
+
+
+def does_nothing(item):
+    """Whether it is run_command's preexec() without a umask."""
+    code = getattr(item, "__code__", None)
+    if code is None or item.__module__ != "ansible.module_utils.basic":
+        return False
+    return (
+        item.__qualname__ == "AnsibleModule.run_command.<locals>.preexec"
+        and code.co_names in (("os", "umask"), ("_restore_signal_handlers", "os", "umask"))
+        and "umask" in code.co_freevars
+        and not item.__closure__[code.co_freevars.index("umask")].cell_contents
+    )
 
 
 # ----------------------------------------------------- in the forked child
@@ -1583,7 +1629,6 @@ class Agent:
         self.leaving = []  # killed, but not reaped yet
         self.payloads = {}
         self.libraries = []
-        self.ahead = Ahead()
         self.own_fds = set()
         self.handlers = {}
         self.poll = select.poll()
@@ -1643,6 +1688,7 @@ class Agent:
             self.cwd = None
         stock_sys_path(self.cwd)
         self.locale = locale_of(self.environ)
+        self.ahead = Ahead()
         self.control_in = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
         self.control_out = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
         null = os.open(os.devnull, os.O_RDWR)
@@ -1939,7 +1985,7 @@ class Agent:
                 library.code(path)
             except (SyntaxError, ValueError):
                 pass  # the child will say so
-        self.ahead.run(payload, self.ahead.wanted(payload, run.module, run.form))
+        self.ahead.prepare(payload, run.module, run.form)
 
     def new_library(self, run):
         name = "ansible_%s_payload" % run.module.rpartition(".")[2]

@@ -370,6 +370,28 @@ sys.modules['dirt'] = sys; result['done'] = open('/dev/null').fileno() and None
         assert before[0] == before[1] == after[0]
 
 
+@pytest.mark.usefixtures("modern")
+def test_run_command(warm, python, custom):
+    """Also with a umask, which core sets between fork and exec."""
+    wrapper = custom(
+        """
+result['plain'] = module.run_command(['/bin/sh', '-c', 'umask; echo $0 $PPID >/dev/null; exit 3'])
+result['umask'] = module.run_command('umask', umask=0o123, use_unsafe_shell=True)
+result['ignored'] = module.run_command('grep SigIgn /proc/self/status')
+result['cwd'] = module.run_command('pwd', cwd='/', environ_update={'A': 'b'})
+result['data'] = module.run_command('cat', data='fed')
+result['own'] = subprocess.check_output('umask', preexec_fn=lambda: os.umask(0o17), shell=True).decode()
+try:
+    subprocess.call(['/no/such/program'])
+except OSError as error:
+    result['error'] = str(error)
+""",
+        "import os, subprocess",
+    )
+    done = same_as_stock(warm, wrapper, python)
+    assert json.loads(done.stdout)["umask"][1].strip() == "0123"
+
+
 def test_rlimit_nofile(agent, custom):
     wrapper = custom(
         "result['l'] = resource.getrlimit(resource.RLIMIT_NOFILE)", "import resource"
