@@ -8,6 +8,11 @@
  *      | noise > 64 KiB, NOPYTHON, end, timeout          ^
  *      `-------------------------------------------------'
  *
+ * An agent that was idle for longer than the alive interval is asked (PING)
+ * before it gets the next request, which waits for the answer: if the
+ * network forgot the connection meanwhile, the request was never sent and
+ * the client can safely repeat it on a new session.
+ *
  * What always holds: nothing but the spec's input is written before READY.
  * What a hostile target can do: send noise (bounded), frames (checked, one
  * at most 256 KiB is kept), silence (bounded by timeout or alive interval).
@@ -30,6 +35,7 @@
 #define MARK_MAX  96u
 #define TAIL_MAX  2048u
 #define PING_LEN  8u
+#define PROBE_MS  10000 /* at most, for the answer to the question above */
 
 enum state { STARTING, GREETING, READY, DEAD };
 
@@ -44,6 +50,10 @@ struct ch_agentlink {
     struct ch_buf in;
     size_t scanned; /* bytes of noise already searched */
     struct ch_outq out;
+    struct ch_outq urgent;        /* goes first; alone while probing */
+    struct ch_timer *probe_timer; /* not NULL: probing */
+    int64_t heard_us;
+    int expecting;
     struct ch_timer *timer;  /* STARTING, GREETING: the deadline */
     struct ch_timer *resume; /* a refused frame is offered again */
     struct ch_timer *alive_timer;
@@ -70,6 +80,17 @@ al_fail(struct ch_agentlink *al, const char *class, const char *layer,
 
 /* --- writing --- */
 
+/* Urgent frames go between two frames, never into one. */
+static struct ch_outq *
+queue_next(struct ch_agentlink *al)
+{
+    if (al->urgent.bytes > 0 && !ch_outq_begun(&al->out)) {
+        return &al->urgent;
+    }
+    return al->probe_timer != NULL && !ch_outq_begun(&al->out) ? NULL
+                                                               : &al->out;
+}
+
 void
 ch_agentlink_flush(struct ch_agentlink *al)
 {
@@ -77,15 +98,21 @@ ch_agentlink_flush(struct ch_agentlink *al)
     uint32_t begins = 0;
     size_t len;
 
-    while (al->chan != NULL && al->state != DEAD &&
-           (len = ch_outq_peek(&al->out, &data, &begins)) > 0) {
-        long n = ch_chan_write(al->chan, data, len);
+    while (al->chan != NULL && al->state != DEAD) {
+        struct ch_outq *q = queue_next(al);
+        long n;
+
+        len = q == NULL ? 0 : ch_outq_peek(q, &data, &begins);
+        if (len == 0) {
+            return;
+        }
+        n = ch_chan_write(al->chan, data, len);
 
         if (n <= 0) {
             /* 0: on_writable follows. An error: on_exit follows. */
             return;
         }
-        ch_outq_consume(&al->out, (size_t)n);
+        ch_outq_consume(q, (size_t)n);
         if (begins != 0) {
             al->events->on_sent(al->arg, begins);
         }
@@ -144,9 +171,54 @@ alive_tick(void *arg)
         ch_loop_timer(al->loop, al->alive_interval_ms, alive_tick, al);
 }
 
+static void
+probe_failed(void *arg)
+{
+    struct ch_agentlink *al = arg;
+
+    al->probe_timer = NULL;
+    al_fail(al, "reset", "agent", 1, "the kept session no longer answers");
+}
+
+/* From idle to busy after a long silence: is it still there? */
+static void
+al_probe(struct ch_agentlink *al)
+{
+    struct ch_frame ping = {
+        .type = CH_PING, .body = (const uint8_t *)"still up", .len = PING_LEN};
+    int64_t patience_ms = al->alive_interval_ms * al->alive_count;
+
+    if (al->state != READY || al->probe_timer != NULL ||
+        al->alive_interval_ms == 0 ||
+        ch_now_us() - al->heard_us < al->alive_interval_ms * 1000 ||
+        ch_outq_put(&al->urgent, &ping, NULL, 0) != CH_OK) {
+        return;
+    }
+    al->probe_timer = ch_loop_timer(
+        al->loop, patience_ms < PROBE_MS ? patience_ms : PROBE_MS,
+        probe_failed, al);
+    ch_agentlink_flush(al);
+}
+
+static void
+al_heard(struct ch_agentlink *al)
+{
+    al->heard = 1;
+    al->heard_us = ch_now_us();
+    if (al->probe_timer != NULL) {
+        ch_loop_cancel(al->loop, al->probe_timer);
+        al->probe_timer = NULL;
+        ch_agentlink_flush(al);
+    }
+}
+
 void
 ch_agentlink_expect(struct ch_agentlink *al, int expect)
 {
+    if (expect && !al->expecting) {
+        al_probe(al);
+    }
+    al->expecting = expect;
     if (!expect) {
         ch_loop_cancel(al->loop, al->alive_timer);
         al->alive_timer = NULL;
@@ -356,7 +428,7 @@ al_on_data(void *arg, int stream, const uint8_t *data, size_t len)
     if (al->state == DEAD) {
         return;
     }
-    al->heard = 1;
+    al_heard(al);
     if (stream == 2) {
         if (len >= TAIL_MAX) {
             data += len - TAIL_MAX;
@@ -454,6 +526,7 @@ ch_agentlink_new(struct ch_loop *loop, struct ch_link *link,
      * before the pause takes effect. */
     ch_buf_init(&al->in, 16u * CH_WIRE_BODY_MAX);
     ch_outq_init(&al->out);
+    ch_outq_init(&al->urgent);
     al->timer = ch_loop_timer(loop, spec->timeout_ms, al_timeout, al);
     *r = al->timer == NULL
              ? CH_ERR_NOMEM
@@ -477,6 +550,7 @@ al_destroy(void *arg)
 
     ch_buf_fini(&al->in);
     ch_outq_fini(&al->out);
+    ch_outq_fini(&al->urgent);
     free(al);
 }
 
@@ -490,7 +564,8 @@ ch_agentlink_free(struct ch_agentlink *al)
     ch_loop_cancel(al->loop, al->timer);
     ch_loop_cancel(al->loop, al->resume);
     ch_loop_cancel(al->loop, al->alive_timer);
-    al->timer = al->resume = al->alive_timer = NULL;
+    ch_loop_cancel(al->loop, al->probe_timer);
+    al->timer = al->resume = al->alive_timer = al->probe_timer = NULL;
     ch_chan_free(al->chan);
     al->chan = NULL;
     /* Callers may be its own callbacks: the memory stays until the end of

@@ -181,6 +181,12 @@ ch_outq_drop(struct ch_outq *q, uint32_t request)
     }
 }
 
+int
+ch_outq_begun(const struct ch_outq *q)
+{
+    return q->first != NULL && q->first->done > 0;
+}
+
 size_t
 ch_outq_peek(const struct ch_outq *q, const uint8_t **data, uint32_t *begins)
 {

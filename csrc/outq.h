@@ -39,6 +39,8 @@ CH_MUST_USE int ch_outq_put_raw(struct ch_outq *q, const uint8_t *data,
 void ch_outq_splice(struct ch_outq *q, struct ch_outq *from);
 /* Removes all frames of the request, none of which may be begun. */
 void ch_outq_drop(struct ch_outq *q, uint32_t request);
+/* Has the first frame been written in part? */
+int ch_outq_begun(const struct ch_outq *q);
 /* The bytes to write next (0: none). *begins is the request that starts
  * with these bytes, or 0. */
 size_t ch_outq_peek(const struct ch_outq *q, const uint8_t **data,

@@ -207,6 +207,30 @@ def test_a_quiet_agent_that_answers_pings_is_not(pool):
     assert talk.result(request)[0] == -1
 
 
+def test_a_kept_agent_that_is_gone_costs_no_request(pool):
+    talk = pool.talk()
+    talk.open(alive_interval_ms=60, alive_count=2)
+    pid = int(as_map(talk.final(talk.start()).body)["pid"])
+    assert works(talk, 1)
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert talk.failed(talk.exec("echo 1"))[::3] == ["reset", "0"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    talk.begin()
+    assert works(talk, 1)
+
+
+def test_a_kept_agent_is_asked_before_it_is_used_again(pool):
+    talk = pool.talk()
+    talk.begin(alive_interval_ms=100, alive_count=100)
+    for _ in range(2):
+        time.sleep(0.15)
+        requests = [talk.exec("echo fine"), talk.exec("big 3000000"), talk.exec("echo fine")]
+        assert [len(talk.result(r)[1]) for r in requests] == [4, 3_000_000, 4]
+
+
 def test_cancel(pool):
     talk = pool.talk()
     talk.begin()
