@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import typing as t
 
 from ansible import constants as C
@@ -20,14 +21,15 @@ def ssh_arguments(connection: t.Any, host: str) -> tuple[tuple[str, ...], bool]:
     connection.control_path = None
     executable = connection.get_option("ssh_executable")
     argv = [to_text(word, errors="surrogate_or_strict") for word in connection._build_command(executable, "ssh")]
-    pipe = connection.sshpass_pipe
+    pipe = getattr(connection, "sshpass_pipe", None)
     if pipe:
         # Up to 2.21 the command starts with sshpass; the password travels in another way here.
         for fd in pipe:
             os.close(fd)
         connection.sshpass_pipe = None
         argv = argv[argv.index(executable) :]
-    return tuple(argv), connection.control_path is not None
+    # Up to 2.18 ansible's own -v options become ssh's; they are no part of how to reach the host.
+    return tuple(w for w in argv if not re.fullmatch("-v+", w)), connection.control_path is not None
 
 
 class TerminalMemo:

@@ -32,7 +32,7 @@ VARYING = {
     "ansible_job_id",
     "elapsed",
 }
-VARYING |= {"exception", "warnings", "deprecations", "version", "pid", "_original_basename"}
+VARYING |= {"exception", "warnings", "deprecations", "version", "pid", "_original_basename", "frame"}
 TEMPORARY = re.compile(r"ansible-(?:tmp|local|moduletmp)-[\w.-]+|ansible-local-\w+|tmp\w{8}|BECOME-SUCCESS-\w+")
 
 
@@ -170,7 +170,7 @@ def same(play):
     """Runs a playbook with the built-in ssh plugin and with ours; the results must not differ. Answers both runs."""
 
     def compare(text, *words, **variables):
-        stock = play(text, "ssh", *words, **variables)
+        stock = play(text, "ssh", "-vvv", *words, **variables)
         ours = play(text, "churten.core.ssh", "-vvv", *words, **variables)
         assert_same(stock, ours)
         return stock, ours
