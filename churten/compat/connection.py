@@ -73,6 +73,17 @@ def option(connection: t.Any, name: str, default: t.Any) -> t.Any:
         return default
 
 
+def option_values(connection: t.Any) -> tuple[object, ...] | None:
+    """Everything the command line of the built-in plugin is made of, to compare; None if it cannot be compared."""
+    context = connection._play_context
+    values = (*connection._options.values(), context.remote_addr, context.password, context.port, context.remote_user)
+    try:
+        hash(values)
+    except TypeError:
+        return None
+    return values
+
+
 def is_posix_shell(connection: t.Any) -> bool:
     shell = connection._shell
     return not getattr(shell, "_IS_WINDOWS", False) and getattr(shell, "SHELL_FAMILY", "") == "sh"

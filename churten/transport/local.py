@@ -37,16 +37,16 @@ class LocalConnection(WarmConnection, StockConnection):
         cwd = os.fsdecode(self.cwd) if self.cwd else os.getcwd()
         umask, same = process_state()
         spec: dict[str, t.Any] = {
+            "transport": "local",
             "argv": [shell, "-c"],
             "cwd": cwd,
             "env": [f"{k}={v}" for k, v in sorted(os.environ.items())],
         }
         prefix = f'umask {umask}; [ "$(grep -hE {shlex.quote(_SAME)} /proc/self/status /proc/self/limits)" = {shlex.quote(same)} ] || exit 97; '
         route = Route(spec, "local", START_TIMEOUT_S, prefix)
-        spec["key"] = pool.spec_key(spec, "local", prefix)
+        spec["key"] = pool.spec_key(spec, prefix)
         if route.key in _broken:
             raise Stock(_broken[route.key])
-        self._key = route.key
         return route
 
     def _work(self, cmd: str, in_data: bytes | None, sudoable: bool) -> t.Callable[[Route], Result]:

@@ -229,15 +229,18 @@ class Pool:
 
     # --- sessions and agents ---
 
-    def session(self, spec: t.Mapping[str, t.Any]) -> int:
-        """The number of the session `spec` (OPEN map) describes; opens it if this client has not yet. Does not wait."""
+    def session(self, spec: t.Mapping[str, t.Any], name: str = "") -> int:
+        """The number of the session `spec` (OPEN map) describes; opens it if this client has not yet. Does not wait.
+
+        `name`: what messages call the host.
+        """
         self._refresh()
         key = spec.get("key") or spec_key(spec)
         found = self._sessions.get(key)
         if found is None:
             number = self._next_session
             self._next_session = number % 0xFFFFFFFF + 1
-            body = self._core.pack(pack_map({**spec, "key": key}))
+            body = self._core.pack(pack_map({**spec, "key": key, "name": name or spec.get("name", "")}))
             pending = self._send(Pending(OPEN, number, 0, body))
             found = self._sessions[key] = self._numbers[number] = Session(number, key, pending)
         return found.number

@@ -12,11 +12,11 @@ from ansible.plugins.connection.ssh import Connection as StockConnection
 
 from churten import waiting
 from churten.compat import connection as core
-from churten.compat.memo import options_token
 from churten.transport import options, pool
 from churten.transport.warm import RemoteFiles, Route, Stock, WarmConnection
 
-_requests: dict[tuple[int, str, str | None], tuple[options.Request, t.Any, t.Any]] = {}
+REQUESTS_KEPT = 20_000
+_requests: dict[tuple[object, ...], options.Request] = {}
 
 
 class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, StockConnection):
@@ -28,19 +28,18 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, StockConnect
         return core.remote_address(self)
 
     def _request(self) -> options.Request:
-        """What decides how the host is reached; remembered for options that core has resolved before."""
-        token = options_token(self)
-        if token is None:
-            return self._request_anew()
-        key = (token, core.inventory_address(self), core.ssh_password(self))
-        known = _requests.get(key)
-        if known is None:
-            request = self._request_anew()
-            known = _requests[key] = (request, self.port, self.user)
-        request, self.port, self.user = known
-        return request
+        """What decides how the host is reached; made once for connections with the same options."""
+        key = core.option_values(self)
+        found = _requests.get(key) if key is not None else None
+        if found is None:
+            found = self._make_request()
+            if key is not None:
+                if len(_requests) > REQUESTS_KEPT:
+                    _requests.clear()
+                _requests[key] = found
+        return found
 
-    def _request_anew(self) -> options.Request:
+    def _make_request(self) -> options.Request:
         if core.option(self, "private_key", None):
             raise Stock("private_key is put into an ssh-agent by the built-in plugin")
         if core.option(self, "pkcs11_provider", ""):
@@ -50,8 +49,7 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, StockConnect
             raise Stock("password_mechanism is disable")
         host = core.remote_address(self)
         argv, own_control_path = core.ssh_arguments(self, host)
-        wanted = str(self.get_option("churten_transport"))
-        return options.Request(argv, host, password, own_control_path, wanted)
+        return options.Request(argv, host, password, own_control_path, str(self.get_option("churten_transport")))
 
     def _route(self) -> Route:
         self.host = core.remote_address(self)

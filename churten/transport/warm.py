@@ -8,6 +8,7 @@ A request is sent again only if it provably never started (`PoolFailure.started`
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import time
@@ -36,12 +37,11 @@ _refused: dict[tuple[str, str], str] = {}  # (session key, agent key) -> why its
 class Route:
     """A way to a host: the session to use, and how its agents start."""
 
-    def __init__(self, spec: dict[str, t.Any], transport: str, timeout_s: int, prefix: str = "", agent_salt: str = ""):
+    def __init__(self, spec: dict[str, t.Any], transport: str, timeout_s: int, prefix: str = ""):
         self.spec = spec
         self.transport = transport
         self.timeout_ms = timeout_s * 1000
         self.prefix = prefix  # shell text before the bootstrap command of the login agent
-        self.salt = agent_salt
 
     @property
     def key(self) -> str:
@@ -211,11 +211,11 @@ class WarmConnection:
         spec = route.spec
         if "key" not in spec:
             try:
-                spec["key"] = pool.spec_key(session_identity(spec), route.transport)
+                spec["transport"] = route.transport
+                spec["key"] = pool.spec_key(session_identity(spec))
             except runtime.RuntimeProblem as ex:
                 raise pool.PoolFailure("pool", "pool", str(ex), False) from ex
-        number = client.session({**spec, "transport": route.transport, "name": core.inventory_address(self)})
-        return client, number
+        return client, client.session(spec, core.inventory_address(self))
 
     def _login_agent(self, route: Route, client: pool.Pool, session: int, interpreter: str | None = None) -> int:
         """The login agent of the session; started with `interpreter`, the likely one, or the first there is, if it is not there yet."""
@@ -250,7 +250,7 @@ class WarmConnection:
         return client.agent(session, self._start(route, command.interpreter), login=False)
 
     def _start_key(self, route: Route, interpreter: str | None) -> str:
-        return pool.spec_key({"interpreter": interpreter or "auto", "prefix": route.prefix, "salt": route.salt})
+        return agent_key(interpreter or "auto", route.prefix)
 
     def _become_agent(self, route: Route, client: pool.Pool, session: int, command: payload.Command) -> int:
         key = pool.spec_key(
@@ -259,7 +259,7 @@ class WarmConnection:
                 "become": command.become,
                 "shell": command.shell,
                 "become_password": core.become_password(self),
-                "salt": route.salt,
+                "prefix": route.prefix,
             }
         )
         if (route.key, key) in _refused:
@@ -471,6 +471,12 @@ class LateFile:
         assert self.file is not None
         if self.is_new:
             os.fchmod(self.file.fileno(), mode & 0o777 & ~core.umask())
+
+
+@functools.lru_cache(maxsize=256)
+def agent_key(interpreter: str, prefix: str) -> str:
+    """The key of a login agent."""
+    return pool.spec_key({"interpreter": interpreter, "prefix": prefix})
 
 
 def session_identity(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
