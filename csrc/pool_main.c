@@ -422,8 +422,23 @@ signals_watch(struct ch_pool *pool, int *fd)
                : ch_loop_watch(self.loop, *fd, CH_LOOP_READ, on_signal, pool);
 }
 
+/* The socket is gone: a new pool may serve while we see our children off. */
 static int
-serve(int listen_fd, const struct options *o)
+leave(struct ch_pool *pool, int signal_fd, int lock_fd)
+{
+    int r;
+
+    ch_loop_unwatch(self.loop, signal_fd);
+    ch_pool_free(pool);
+    close(lock_fd);
+    /* One more turn gives the memory back. */
+    r = ch_loop_defer(self.loop, loop_stop, self.loop);
+    r = r == CH_OK ? ch_loop_run(self.loop) : r;
+    return r == CH_OK ? ch_proc_drain(self.loop) : r;
+}
+
+static int
+serve(int listen_fd, int lock_fd, const struct options *o)
 {
     struct ch_pool *pool;
     int signal_fd = -1;
@@ -437,12 +452,7 @@ serve(int listen_fd, const struct options *o)
     if (pool != NULL) {
         r = signals_watch(pool, &signal_fd);
         r = r == CH_OK ? ch_loop_run(self.loop) : r;
-        ch_pool_free(pool);
-        /* One more turn gives the memory back. */
-        if (r == CH_OK &&
-            ch_loop_defer(self.loop, loop_stop, self.loop) == CH_OK) {
-            r = ch_loop_run(self.loop);
-        }
+        r = r == CH_OK ? leave(pool, signal_fd, lock_fd) : r;
     }
     ch_loop_free(self.loop);
     if (signal_fd >= 0) {
@@ -486,9 +496,8 @@ main(int argc, char **argv)
         daemonise(&o.ready_fd);
     }
     ch_log("pool " CH_VERSION " serves %s", self.path);
-    r = serve(listen_fd, &o);
+    r = serve(listen_fd, lock_fd, &o);
     ch_log("pool ends: %s", ch_strerror(r));
     ch_log_close();
-    close(lock_fd);
     return r == CH_OK ? 0 : 1;
 }

@@ -42,6 +42,7 @@ static struct {
     struct ch_loop *loop;
     int fd;
     struct ch_table procs; /* by pid; only those not yet reaped */
+    int draining;
 } reaper = {.fd = -1};
 
 static struct rlimit core_limit, nofile_limit;
@@ -93,6 +94,16 @@ reaper_ready(void *arg, int fd, unsigned events)
             proc_reaped(proc, status);
         }
     }
+    if (reaper.draining && reaper.procs.used == 0) {
+        ch_loop_stop(reaper.loop);
+    }
+}
+
+int
+ch_proc_drain(struct ch_loop *loop)
+{
+    reaper.draining = 1;
+    return reaper.procs.used == 0 ? CH_OK : ch_loop_run(loop);
 }
 
 static int

@@ -32,6 +32,9 @@ CH_MUST_USE int ch_proc_new(struct ch_loop *loop,
  * grace_ms if it still runs, KILL 2 s later. Close its pipes before. Must
  * also be called after on_exit. */
 void ch_proc_free(struct ch_proc *proc, int grace_ms);
+/* Runs the loop until every process that was given up is gone: a few
+ * seconds, because they are killed then. */
+CH_MUST_USE int ch_proc_drain(struct ch_loop *loop);
 /* Notes the limits children get back, before the pool changes its own. */
 void ch_proc_limits_save(void);
 

@@ -158,7 +158,7 @@ class PoolProcess:
                 talk = Talk(self.path)
                 talk.final(talk.send(STOP, 0))
             try:
-                self.process.wait(5)
+                self.process.wait(DEADLINE_S)
             except subprocess.TimeoutExpired:
                 self.process.send_signal(signal.SIGKILL)
                 self.process.wait()

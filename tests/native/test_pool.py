@@ -663,6 +663,18 @@ def test_a_signal_is_a_stop(pool, number):
     assert not pool.path.exists()
 
 
+def test_stop_ends_children_that_do_not_leave_by_themselves(pool, make_pool):
+    talk = pool.talk()
+    talk.open()
+    pid = int(as_map(talk.final(talk.start(mode="mute")).body)["pid"])
+    talk.send(STOP, 0, body=b"")
+    wait_for(lambda: not pool.path.exists())
+    second = make_pool()
+    assert second.ready, second.errors()
+    assert pool.wait() == 0
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
 def test_a_killed_pool_leaves_nothing_that_hinders_the_next(pool, make_pool):
     talk = pool.talk()
     pid = int(talk.begin()["pid"])
