@@ -21,6 +21,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -313,6 +314,7 @@ class Lab:
                     stderr=subprocess.DEVNULL,
                     cwd="/",
                     start_new_session=True,
+                    preexec_fn=_plain_signals,
                 )
             )
             host.pid = started[-1].pid
@@ -471,6 +473,13 @@ class Lab:
             except OSError:
                 pass
         self.hosts = []
+
+
+def _plain_signals() -> None:
+    """As init would start it: what nohup or a shell's `&` ignores would be ignored in every session of the host."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _parent(pid: int) -> int:

@@ -20,9 +20,8 @@ import sys
 import zipfile
 import zlib
 
-import pytest
-
 import agent_client
+import pytest
 from agent_client import AgentClient, Wrapper, build, frame, pack, unpack, wait_until
 
 pytest.importorskip("ansible")
@@ -58,7 +57,7 @@ def python(request):
     return PYTHONS[request.param]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def supported(path):
     """Whether the installed core's modules run on that interpreter at all."""
     return build("ping").stock(path)[0] == 0
@@ -825,7 +824,7 @@ def gone(pid):
         os.kill(pid, 0)
         with open("/proc/%d/stat" % pid) as file:
             return file.read().rsplit(")", 1)[1].split()[0] == "Z"
-    except (OSError, IOError):
+    except OSError:
         return True
 
 

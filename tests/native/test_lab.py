@@ -84,6 +84,17 @@ def test_ssh_reaches_every_host_with_host_key_checking(lab):
         assert done.stderr == ""
 
 
+def test_sessions_ignore_no_signals_of_ours(empty_lab):
+    # As under nohup, in the background of a script.
+    code = "import signal, sys; from churten.lab import Lab\n"
+    code += "for s in (1, 2, 3): signal.signal(s, signal.SIG_IGN)\n"
+    code += "Lab(sys.argv[1]).up(1)\n"
+    subprocess.run([sys.executable, "-c", code, str(empty_lab.dir)], check=True, timeout=60)
+    lab = Lab(empty_lab.dir)
+    done = ssh(lab, lab.hosts[0], "grep SigIgn /proc/self/status")
+    assert done.stdout.split() == ["SigIgn:", "0000000000000000"]
+
+
 def test_a_stranger_is_refused(lab):
     done = ssh(lab, lab.hosts[0], "id", user="nobody")
     assert done.returncode == 255 and "Permission denied" in done.stderr
