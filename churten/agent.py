@@ -20,7 +20,7 @@ queued only after the fork; nothing of a request is written to disk but files th
 request names and the zip file, which has no arguments in it.
 """
 
-import _signal as signal  # `signal` itself would import enum at every start
+import _signal as signal  # type: ignore[import-not-found]  # `signal` itself would import enum at every start
 import errno
 import gc
 import marshal

@@ -127,7 +127,7 @@ class ClassMemo:
             return result
         cls, result = known
         context = result.plugin_load_context
-        instance = object.__new__(cls)
+        instance: t.Any = object.__new__(cls)
         self._loader._update_object(
             obj=instance,
             name=context.plugin_resolved_name,
@@ -135,5 +135,5 @@ class ClassMemo:
             redirected_names=context.redirect_list or [],
             resolved=context.resolved_fqcn,
         )
-        cls.__init__(instance, *args, **kwargs)
+        t.cast(t.Any, cls).__init__(instance, *args, **kwargs)
         return type(result)(instance, context)
