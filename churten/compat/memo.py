@@ -125,7 +125,8 @@ class ClassMemo:
             if result.object is not None and not kwargs.get("class_only"):
                 self._known[name] = (type(result.object), result)
             return result
-        cls, result = known
+        cls: t.Any = known[0]
+        result = known[1]
         context = result.plugin_load_context
         instance: t.Any = object.__new__(cls)
         self._loader._update_object(
