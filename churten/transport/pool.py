@@ -266,6 +266,10 @@ class Pool:
         owner = self._owner(session)
         return next((a for a in owner.agents.values() if a.number == 0), None)
 
+    def opening(self, session: int) -> Pending:
+        """The OPEN of a session; its `final` is there once it has been open."""
+        return self._owner(session).pending
+
     def opened(self, session: int) -> dict[str, str]:
         """Wait for OPENED and return its map; PoolFailure if the session could not be opened."""
         pending = self._owner(session).pending

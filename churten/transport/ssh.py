@@ -124,7 +124,7 @@ def has_terminal() -> bool:
 
 
 _SSH_WORDS = re.compile(
-    r"(ssh: |.*Permission denied|.*Host key verification failed|Connection (closed|reset|timed out))", re.DOTALL
+    r"ssh: |.*Permission denied|.*Host key verification failed|Connection (to|closed by|reset by \d)", re.DOTALL
 )
 
 

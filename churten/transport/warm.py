@@ -85,6 +85,7 @@ class WarmConnection:
 
     # --- ConnectionBase ---
 
+    _session: pool.Pending | None = None  # the OPEN of the session in use
     _interpreter: str | None = None  # what modules of this host will probably run with; only a hint
 
     def _resolve_option_variables(self, variables: dict[str, t.Any], templar: t.Any) -> t.Any:
@@ -171,6 +172,7 @@ class WarmConnection:
     def _attempt(self, work: t.Callable[[Route], T], in_data: bytes | None) -> T:
         """Do `work`, again while it never started and there is another way; raises Stock or what Ansible expects."""
         unreached = 0
+        reopened = False
         for attempt in range(TRIES + self._retries()):
             route = self._route()
             try:
@@ -193,7 +195,8 @@ class WarmConnection:
                 if failure.cls == "agent" and attempt == 0:
                     continue  # it had died since it was last used, or could not start: see whether another one can
                 if failure.cls == "unreachable":
-                    if _was_open(failure) and attempt == 0:
+                    if not reopened and self._session is not None and self._session.final is not None:
+                        reopened = True  # it had been open, and was found dead before the request began
                         continue
                     if unreached < self._retries() and not last:
                         pause(min(2**unreached - 1, 30))
@@ -215,7 +218,9 @@ class WarmConnection:
                 spec["key"] = pool.spec_key(session_identity(spec))
             except runtime.RuntimeProblem as ex:
                 raise pool.PoolFailure("pool", "pool", str(ex), False) from ex
-        return client, client.session(spec, core.inventory_address(self))
+        number = client.session(spec, core.inventory_address(self))
+        self._session = client.opening(number)
+        return client, number
 
     def _login_agent(self, route: Route, client: pool.Pool, session: int, interpreter: str | None = None) -> int:
         """The login agent of the session; started with `interpreter`, the likely one, or the first there is, if it is not there yet."""
@@ -491,11 +496,6 @@ def session_identity(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
                 words.append(word)
         out["argv"] = words
     return out
-
-
-def _was_open(failure: pool.PoolFailure) -> bool:
-    """Whether the session had been there and was lost, as against: could not be opened."""
-    return failure.layer not in ("dns", "tcp", "kex", "hostkey", "auth")
 
 
 def pause(seconds: float) -> None:
