@@ -37,6 +37,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -585,6 +586,7 @@ class Runner:
         rc = _execute(words, work, env, out)
         if (self.base / "record.jsonl").exists():
             (self.base / "record.jsonl").rename(out / "record.jsonl")
+        _settle()
         return self._outcome(mode, rc, work, out)
 
     def _outcome(self, mode: Mode, rc: int, work: Path, out: Path) -> Outcome:
@@ -681,6 +683,20 @@ def _remove(path: bytes) -> None:
             os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def _settle(deadline_s: float = 15) -> None:
+    """Waits for the watchers of async jobs: they look every 5 s and clean up when their job has ended."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline and any(_command_line(pid).find(b"async_wrapper") >= 0 for pid in os.listdir("/proc") if pid.isdigit()):
+        time.sleep(0.2)
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path("/proc", pid, "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _execute(words: list[str], cwd: Path, env: dict[str, str], out: Path) -> int:

@@ -88,10 +88,6 @@ def main():
             time.sleep(3)
             os._exit(0)
         module.exit_json(left=how)
-    if how == "kill_group":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.kill(0, signal.SIGTERM)
-        module.exit_json(survived=True)
     if how == "mark":
         seen = [hasattr(basic, "churten_mark"), os.environ.get("CHURTEN_MARK"), os.getcwd() == "/"]
         basic.churten_mark = 1
