@@ -310,20 +310,23 @@ fail_host_key(struct ch_link *link, enum ch_host_verdict verdict,
     case CH_HOST_NEW:
         ch_ssh_fail(link, "hostkey", "hostkey",
                     "No %s host key is known for %s and you have requested "
-                    "strict checking.\n%s",
+                    "strict checking.\r\n%s",
                     kind, name, end);
         break;
     case CH_HOST_REVOKED:
         ch_ssh_fail(link, "hostkey", "hostkey",
-                    "WARNING: REVOKED HOST KEY DETECTED!\n%s host key for %s "
-                    "was revoked and you have requested strict checking.\n%s",
+                    "WARNING: REVOKED HOST KEY DETECTED!\r\n"
+                    "%s host key for %s "
+                    "was revoked and you have requested strict "
+                    "checking.\r\n%s",
                     kind, name, end);
         break;
     default:
         ch_ssh_fail(link, "hostkey", "hostkey",
-                    "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\n"
-                    "Offending key in %s:%lu\nHost key for %s has changed and "
-                    "you have requested strict checking.\n%s",
+                    "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\r\n"
+                    "Offending key in %s:%lu\r\n"
+                    "Host key for %s has changed and "
+                    "you have requested strict checking.\r\n%s",
                     file == NULL ? "?" : file, line, name, end);
     }
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import secrets
 import time
 import typing as t
@@ -183,7 +184,8 @@ class WarmConnection:
                     self._warn_pool(failure)
                     raise Stock(f"no pool: {failure.message}") from failure
                 if failure.started:
-                    raise self._unreachable(failure, in_data) from None
+                    ended = self._unreachable(failure, in_data)
+                    break
                 last = attempt == TRIES + self._retries() - 1
                 if failure.cls == "unsupported" and self._refuse(failure) and not last:
                     continue
@@ -205,9 +207,13 @@ class WarmConnection:
                 if failure.cls in ("auth", "hostkey") and self._may_ask(failure):
                     raise Stock(f"{failure.cls}: somebody may answer") from failure
                 if failure.cls in ("unreachable", "auth", "hostkey"):
-                    raise self._unreachable(failure, in_data) from None
+                    ended = self._unreachable(failure, in_data)
+                    break
                 raise Stock(f"{failure.cls}: {failure.message}") from failure
-        raise AssertionError("not reached")
+        else:
+            raise AssertionError("not reached")
+        # Raised here and not above: what core was handling (interpreter discovery) belongs to the error it shows.
+        raise ended
 
     def _open(self, route: Route) -> tuple[pool.Pool, int]:
         client = pool.Pool.get()
@@ -317,7 +323,7 @@ class WarmConnection:
             body: list[str | bytes] = [items[0], module.fqn, module.params, module.profile, "\0".join(command.env)]
             body += [str(module.rlimit_nofile), "0", module.form, module.secrets, ""]
             self._log(3, f"churten: RUN {module.fqn} on agent {agent} ({route.transport})")
-            return self._result(client.call(pool.RUN, session, agent, body, payload=items))
+            return _as_shell(self._result(reply := client.call(pool.RUN, session, agent, body, payload=items)), reply)
         except pool.PoolFailure as failure:
             if failure.cls != "no_python" or failure.started:
                 raise
@@ -508,6 +514,14 @@ def pause(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         waiting.park(until)
+
+
+def _as_shell(result: Result, reply: pool.Reply) -> Result:
+    """A module that a signal ended: the shell that would have run it says so on stderr (as dash does)."""
+    if reply.rc >= 0 or reply.signal in (signal.SIGINT, signal.SIGPIPE):
+        return result
+    rc, stdout, stderr = result
+    return rc, stdout, stderr + (signal.strsignal(reply.signal) or "").encode() + b"\n"
 
 
 def unreachable(message: str) -> AnsibleConnectionFailure:

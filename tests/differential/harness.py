@@ -15,6 +15,7 @@ meta.yml of a play (all optional):
   ordered: bool     stdout compared byte by byte (default: one host)
   vars: {k: v}      inventory variables of the group lab
   ignore: {key path glob: reason}   values of this play that are not comparable
+  build: [cc, ...]  a command run in the work folder before the play
   stdout: false     stdout is not compared (very verbose runs)
   forbidden: [...]  texts that must be in no output of any run
   quick: true       part of `make test`
@@ -109,6 +110,9 @@ MODE_TEXTS: list[tuple[str, str, str, str]] = [
 ]
 # An agent keeps such a folder as long as it lives; that none outlives it is test_plays.test_nothing_is_left.
 AGENT_FOLDER = re.compile(r"ansible_[\w.]+_payload_[0-9a-f]{8}\Z")
+# Stock leaves one for every module that a signal ended; churten removes it.
+PAYLOAD_FOLDER = re.compile(r"ansible_[\w.]+_payload_[a-z0-9_]{8}\Z")
+LONG = 300_000  # longer texts are compared as they are: no play has anything to replace in them
 KEY_RULES = {name: text for names, text, _ in KEYS for name in names.split()}
 TEXT_RULES = [(re.compile(pattern), text) for pattern, text, _ in TEXTS]
 JSON_RULE = re.compile(r'"(%s)": ("(?:[^"\\]|\\.)*"|-?[\d.e+-]+)' % "|".join(KEY_RULES))
@@ -116,6 +120,8 @@ JSON_RULE = re.compile(r'"(%s)": ("(?:[^"\\]|\\.)*"|-?[\d.e+-]+)' % "|".join(KEY
 
 def normal_text(text: str) -> str:
     """`text` with everything replaced that differs between two stock runs."""
+    if len(text) > LONG:
+        return text
     text = JSON_RULE.sub(lambda m: f'"{m[1]}": "{KEY_RULES[m[1]]}"', text)
     for pattern, replacement in TEXT_RULES:
         text = pattern.sub(replacement, text)
@@ -185,7 +191,7 @@ class Play:
     def load(cls, path: Path) -> Play:
         file = path / "meta.yml"
         meta = yaml.safe_load(file.read_text()) if file.exists() else {}
-        known = "hosts forks playbooks args env modes exit recap ordered vars ignore quick stdout forbidden".split()
+        known = "hosts forks playbooks args env modes exit recap ordered vars ignore quick stdout forbidden build".split()
         unknown = set(meta or {}) - set(known)
         if unknown:
             raise ValueError(f"{file}: unknown keys {sorted(unknown)}")
@@ -430,7 +436,7 @@ def left_in_tmp(uids: set[int], agents: bool = False) -> list[str]:
         for entry in os.scandir(top):
             try:
                 mine = entry.stat(follow_symlinks=False).st_uid in uids
-                if mine and (agents or not AGENT_FOLDER.match(entry.name)):
+                if mine and (agents or not PAYLOAD_FOLDER.match(entry.name)):
                     out.append(normal_text(entry.path))
             except OSError:
                 pass
@@ -577,6 +583,8 @@ class Runner:
         shutil.copytree(play.path, work, symlinks=True)
         (work / "out").mkdir(exist_ok=True)
         out.mkdir(parents=True)
+        if play.meta.get("build"):
+            subprocess.run(play.meta["build"], cwd=work, check=True, timeout=60, stdin=subprocess.DEVNULL)
         inventory = self._inventory(play, mode, work)
         env = {**self._environment(play, mode), "CHURTEN_DIFF_RECORD": str(self.base / "record.jsonl")}
         words = [str(self.bin / "python"), str(self.bin / "ansible-playbook"), "-i", str(inventory)]
