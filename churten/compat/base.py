@@ -23,7 +23,7 @@ from ansible.plugins import loader as plugin_loader
 from ansible.plugins.loader import action_loader, fragment_loader, module_loader
 from ansible.plugins.strategy import StrategyBase
 
-from .memo import ClassMemo, remembered_options
+from .memo import ClassMemo, remembered_attributes, remembered_lookups, remembered_options
 
 if t.TYPE_CHECKING:
     from churten.executor.hub import FiberHub
@@ -191,7 +191,13 @@ class Adapter(abc.ABC):
             plugin_loader.get_plugin_loader_namespace = self.namespace
             os_hook = functools.partial(setattr, time, "sleep", real_sleep)
             _restore_in_child.append(os_hook)
-            with self.fiber_timeouts(hub), self.light_modules(), remembered_options():
+            with (
+                self.fiber_timeouts(hub),
+                self.light_modules(),
+                remembered_options(),
+                remembered_attributes(),
+                remembered_lookups(),
+            ):
                 yield
         finally:
             _restore_in_child.clear()

@@ -2,6 +2,8 @@
 
 - Plugin options: core resolves some 70 options of connection, shell and become plugins per task from variables, keywords, environment, command line
   and ini file. Equal inputs give equal options; the answer is handed out as a copy.
+- Plugin look-ups that ended well: core searches directories and collections anew for each, about eight times per task.
+- Keywords of tasks and play contexts without a template: core templates and validates each of some 100 per task and host.
 - Our own connection classes: core searches the collection anew for each instance.
 """
 
@@ -13,6 +15,14 @@ import os
 import typing as t
 
 from ansible import constants as C
+from ansible.playbook.base import FieldAttributeBase
+from ansible.playbook.block import Block
+from ansible.playbook.loop_control import LoopControl
+from ansible.playbook.play_context import PlayContext
+from ansible.playbook.role_include import IncludeRole
+from ansible.playbook.task import Task
+from ansible.plugins.loader import PluginLoader
+from ansible.utils.collection_loader import AnsibleCollectionConfig
 
 from churten import _core
 
@@ -109,6 +119,109 @@ def remembered_options() -> t.Iterator[None]:
         yield
     finally:
         del config.get_plugin_options_and_origins  # the class's own shows again
+
+
+class AttributeMemo:
+    """Stands for `FieldAttributeBase.post_validate_attribute`.
+
+    Remembers, for one attribute and one value *object*, what validating it gave, if that cannot depend on anything else: the value is a scalar without a
+    template and the attribute has no validator of its own. Tasks are copied for each host, but their values are the same objects.
+    """
+
+    def __init__(self, stock: t.Callable[..., t.Any]) -> None:
+        self._stock = stock
+        self._known: dict[tuple[type, int, int], tuple[t.Any, t.Any]] = {}
+        self._fixed: dict[tuple[type, str], bool] = {}
+
+    def validate(self, owner: t.Any, name: str, *, templar: t.Any) -> t.Any:
+        attribute = owner.fattributes[name]
+        value = getattr(owner, name)
+        key = (type(owner), id(attribute), id(value))
+        known = self._known.get(key)
+        if known is not None and known[0] is value:
+            return known[1]
+        result = self._stock(owner, name, templar=templar)
+        if value is None:
+            fixed = not attribute.static and not attribute.required
+        else:
+            fixed = _is_plain(value) and self._is_fixed(owner, name, attribute)
+        if fixed:
+            if len(self._known) >= _LIMIT:
+                self._known.clear()
+            self._known[key] = (value, result)
+        return result
+
+    def _is_fixed(self, owner: t.Any, name: str, attribute: t.Any) -> bool:
+        """Whether the outcome for a plain value depends on nothing but the attribute and the value."""
+        key = (type(owner), name)
+        fixed = self._fixed.get(key)
+        if fixed is None:
+            fixed = self._fixed[key] = (
+                isinstance(owner, (Task, Block, LoopControl, PlayContext))
+                and not isinstance(owner, IncludeRole)
+                and not attribute.static
+                and not attribute.required
+                and attribute.isa in (None, "string", "int", "float", "bool", "percent")
+                and not hasattr(owner, f"_post_validate_{name}")
+            )
+        return fixed
+
+
+def _is_plain(value: t.Any) -> bool:
+    """A scalar that no template engine would touch."""
+    if isinstance(value, str):
+        return "{" not in value and not value.startswith("#jinja2:")
+    return isinstance(value, (bool, int, float))
+
+
+@contextlib.contextmanager
+def remembered_attributes() -> t.Iterator[None]:
+    """While active, plain keywords are validated once."""
+    stock = FieldAttributeBase.post_validate_attribute
+    memo = AttributeMemo(stock)
+
+    def post_validate_attribute(self: t.Any, name: str, *, templar: t.Any) -> t.Any:
+        return memo.validate(self, name, templar=templar)
+
+    FieldAttributeBase.post_validate_attribute = post_validate_attribute  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        FieldAttributeBase.post_validate_attribute = stock  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def remembered_lookups() -> t.Iterator[None]:
+    """While active, a plugin that was found without any remark is not searched again, unless directories were added."""
+    stock = PluginLoader.find_plugin_with_context
+    known: dict[t.Any, t.Any] = {}
+
+    def find_plugin_with_context(
+        self: t.Any, name: str, mod_type: str = "", ignore_deprecated: bool = False, check_aliases: bool = False, collection_list: t.Any = None
+    ) -> t.Any:
+        key = (
+            id(self),
+            name,
+            mod_type,
+            ignore_deprecated,
+            check_aliases,
+            tuple(collection_list or ()),
+            len(self._extra_dirs),
+            AnsibleCollectionConfig.default_collection,
+        )
+        found = known.get(key)
+        if found is None:
+            found = stock(self, name, mod_type, ignore_deprecated, check_aliases, collection_list)
+            remarks = found.deprecated or found.deprecation_warnings or found.raw_error_list or found.removal_date or found.removal_version
+            if found.resolved and not remarks:
+                known[key] = found
+        return found
+
+    PluginLoader.find_plugin_with_context = find_plugin_with_context  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PluginLoader.find_plugin_with_context = stock  # type: ignore[method-assign]
 
 
 class ClassMemo:
