@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import typing as t
 
@@ -29,42 +28,12 @@ from churten import _core
 _LIMIT = 10_000
 
 
-class ResolvedOptions(dict[str, t.Any]):
-    """A plugin's options as core resolved them; `token` stands for all of them until one is changed."""
-
-    def __init__(self, options: dict[str, t.Any], token: int) -> None:
-        super().__init__(options)
-        self.token: int | None = token
-
-    def __setitem__(self, name: str, value: t.Any) -> None:
-        self.token = None
-        super().__setitem__(name, value)
-
-    def __delitem__(self, name: str) -> None:
-        self.token = None
-        super().__delitem__(name)
-
-    def update(self, *args: t.Any, **kwargs: t.Any) -> None:
-        self.token = None
-        super().update(*args, **kwargs)
-
-    def pop(self, *args: t.Any) -> t.Any:
-        self.token = None
-        return super().pop(*args)
-
-
-def options_token(plugin: t.Any) -> int | None:
-    """A number that is the same for two plugins only if all their options are equal; None if that is not known."""
-    return getattr(plugin._options, "token", None)
-
-
 class OptionMemo:
     """Stands for `C.config.get_plugin_options_and_origins`."""
 
     def __init__(self, stock: t.Callable[..., tuple[dict[str, t.Any], dict[str, t.Any]]]) -> None:
         self._stock = stock
-        self._known: dict[t.Any, tuple[dict[str, t.Any], dict[str, t.Any], int]] = {}
-        self._tokens = itertools.count(1)
+        self._known: dict[t.Any, tuple[dict[str, t.Any], dict[str, t.Any]]] = {}
         self._keywords: dict[tuple[str, str], tuple[str, ...]] = {}
         self._environ: dict[t.Any, t.Any] = {}
 
@@ -82,11 +51,11 @@ class OptionMemo:
             return self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct)
         if known is None:
             options, origins = self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct)
-            known = _core.isolate(options), dict(origins), next(self._tokens)
+            known = _core.isolate(options), dict(origins)
             if len(self._known) >= _LIMIT:
                 self._known.clear()
             self._known[key] = known
-        return ResolvedOptions(_core.isolate(known[0]), known[2]), dict(known[1])
+        return _core.isolate(known[0]), dict(known[1])
 
     def _chosen(self, plugin_type: str, name: str, keys: t.Any) -> tuple[t.Any, ...]:
         """What of the task's keywords can reach an option of this plugin: its options' names, aliases and keywords."""
@@ -141,11 +110,8 @@ class AttributeMemo:
         if known is not None and known[0] is value:
             return known[1]
         result = self._stock(owner, name, templar=templar)
-        if value is None:
-            fixed = not attribute.static and not attribute.required
-        else:
-            fixed = _is_plain(value) and self._is_fixed(owner, name, attribute)
-        if fixed:
+        unset = value is None and not attribute.static and not attribute.required
+        if unset or (value is not None and _is_plain(value) and self._is_fixed(owner, name, attribute)):
             if len(self._known) >= _LIMIT:
                 self._known.clear()
             self._known[key] = (value, result)
