@@ -1,12 +1,7 @@
-"""For all tests: a plain environment, however they were started."""
+"""For all tests: start from the signals an interactive shell gives, also under nohup or as a background job, whose ignored signals children inherit."""
 
 import signal
 
-
-def pytest_configure(config):
-    """nohup and a shell's `&` leave signals ignored, and every process of the tests would inherit that."""
-    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
-        if signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number, _default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _default)
