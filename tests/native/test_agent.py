@@ -264,7 +264,7 @@ result['cwd'] = os.getcwd()
 u = os.umask(0); os.umask(u)
 result['umask'] = u
 result['env'] = dict(os.environ)
-result['signals'] = [str(signal.getsignal(n)) for n in range(1, 32)]
+result['signals'] = [re.sub(' at 0x.*', '', str(signal.getsignal(n))) for n in range(1, 32)]
 result['mask'] = len(signal.pthread_sigmask(signal.SIG_BLOCK, []))
 result['wakeup'] = signal.set_wakeup_fd(-1)
 result['fds'] = [f for f in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + f)]
@@ -376,7 +376,8 @@ def test_run_command(warm, python, custom):
         """
 result['plain'] = module.run_command(['/bin/sh', '-c', 'umask; echo $0 $PPID >/dev/null; exit 3'])
 result['umask'] = module.run_command('umask', umask=0o123, use_unsafe_shell=True)
-result['ignored'] = module.run_command('grep SigIgn /proc/self/status')
+ignored = int(module.run_command('grep SigIgn /proc/self/status')[1].split()[1], 16)
+result['ignored'] = [n for n in range(1, 32) if ignored >> (n - 1) & 1]
 result['cwd'] = module.run_command('pwd', cwd='/', environ_update={'A': 'b'})
 result['data'] = module.run_command('cat', data='fed')
 result['own'] = subprocess.check_output('umask', preexec_fn=lambda: os.umask(0o17), shell=True).decode()
@@ -466,8 +467,11 @@ def test_crashes(warm, python, raw_custom, source):
         done = warm.run(wrapper)
         assert (done.rc if done.rc >= 0 else -done.signal) == rc
         assert plain(done.stdout) == plain(out)
-        last = lambda text: plain(text).strip().splitlines()[-3:]  # noqa: E731
-        assert last(done.stderr) == last(err)
+        mine, stock = plain(done.stderr).splitlines(), plain(err).splitlines()
+        assert mine[-1:] == stock[-1:]
+        # stock has removed the zip file by then and may not show source lines
+        in_module = [line for line in stock if b"/custom_" in line]
+        assert [line for line in mine if b"/custom_" in line] == in_module
         assert b"churten" not in done.stderr
 
 
