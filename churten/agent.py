@@ -1097,12 +1097,12 @@ class Run:
             import json
 
             self.secrets = json.loads(text(items[8]))
-        self.temp = text(items[9])
+        self.temp = os.fsdecode(items[9])
 
 
 def environment(item):
     pairs = {}
-    for pair in text(item).split("\0"):
+    for pair in os.fsdecode(item).split("\0"):
         name, equal, value = pair.partition("=")
         if name and equal:
             pairs[name] = value
@@ -1365,7 +1365,7 @@ class SubAgent:
             if self.pid == 0:
                 try:
                     become_child(agent, pipes[0][0], pipes[1][1], pipes[2][1])
-                    argv = ["/bin/sh", "-c", text(command)]
+                    argv = ["/bin/sh", "-c", os.fsdecode(command)]
                     exec_child(agent, argv, agent.environ, argv[0])
                 finally:
                     os._exit(255)

@@ -319,9 +319,9 @@ def serve_builds():
             "_ansible_keep_remote_files": False,
             "_ansible_tmpdir": None,
             "_ansible_remote_tmp": "~/.ansible/tmp",
-            "_ansible_ignore_unknown_opts": False,
-            "_ansible_tracebacks_for": [],
         }
+        if hasattr(module_common, "_BuiltModule"):  # 2.19 and later
+            arguments["_ansible_tracebacks_for"] = []
         arguments.update(args or {})
         built = module_common.modify_module(
             module_name=name,

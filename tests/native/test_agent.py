@@ -319,19 +319,19 @@ def test_probe(warm, python, custom):
 
 @pytest.mark.usefixtures("modern")
 @pytest.mark.parametrize(
-    "env",
+    "start, env",
     [
-        {"FOO": "b\u00e4r baz", "TZ": "Asia/Tokyo", "PATH": "/usr/bin:/bin"},
-        {"LC_ALL": "C"},
-        {"LANG": "C.UTF-8"},
-        {"LC_ALL": "C.UTF-8"},
-        {"LC_MESSAGES": "C"},
-        {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "latin-1"},
-        {"TMPDIR": "/var/tmp"},
+        ({}, {"FOO": "b\u00e4r baz", "TZ": "Asia/Tokyo", "PATH": "/usr/bin:/bin"}),
+        ({}, {"LC_ALL": "C"}),
+        ({}, {"LANG": "C.UTF-8"}),
+        ({}, {"LC_MESSAGES": "C"}),
+        ({}, {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "latin-1"}),
+        ({"LANG": "C.UTF-8"}, {"TMPDIR": "/var/tmp"}),
+        ({"LANG": "C.UTF-8"}, {"LC_ALL": "C.UTF-8"}),
+        ({"LANG": "C.UTF-8"}, {"LC_ALL": "C"}),
     ],
-    ids=lambda env: "-".join(env),
+    ids=lambda env: "-".join(env) or "C",
 )
-@pytest.mark.parametrize("start", [{}, {"LANG": "C.UTF-8"}], ids=["C", "UTF-8"])
 def test_probe_environment(python, custom, env, start, tmp_path):
     """With `environment:`, in agents started under two locales, elsewhere."""
     keep = ("HOME", "PATH", "USER", "LOGNAME", "SHELL")
