@@ -84,7 +84,7 @@ def inflate(body, kind):
     if len(body) < 4:
         raise ProtocolError("bad zlib body")
     size = int.from_bytes(body[:4], "big")
-    if size > (BODY_MAX if kind == T_DATA else RAW_MAX):
+    if size > (RAW_MAX if kind == T_RUN else BODY_MAX):
         raise ProtocolError("raw length too long")
     stream = zlib.decompressobj()
     try:
@@ -219,7 +219,9 @@ class Library:
         self.packages = set()
         import zipimport
 
-        zipimport._zip_directory_cache[where] = self.directory
+        cache = getattr(zipimport, "_zip_directory_cache", None)
+        if cache is not None:  # spares reading the directory of our own file
+            cache[where] = self.directory
         source = 'import sys\nsys.path.insert(0, "%s")\n' % where
         data = source.encode("utf-8", "surrogateescape")
         crc, name = zlib.crc32(data) & 0xFFFFFFFF, b"sitecustomize.py"
