@@ -26,6 +26,7 @@ import importlib.util
 import io
 import marshal
 import re
+import sys
 import tokenize
 import types
 import zipfile
@@ -97,12 +98,23 @@ def strip_source(source: str) -> str:
 
 
 def _without_lines(code: types.CodeType) -> types.CodeType:
-    """Line and column tables are half of a code object."""
+    """Line and column tables are half of a code object: every instruction is on the first line instead. An empty table
+    will not do: inspect.stack(), which modules use, wants a line for every frame below."""
     consts = tuple(
         _without_lines(item) if isinstance(item, types.CodeType) else item
         for item in code.co_consts
     )
-    return code.replace(co_linetable=b"", co_consts=consts)
+    return code.replace(co_linetable=_one_line(len(code.co_code)), co_consts=consts)
+
+
+def _one_line(size: int) -> bytes:
+    """A line table that puts `size` bytes of code on one line (CPython: Objects/locations.md, lnotab_notes.txt)."""
+    if sys.version_info >= (3, 11):
+        # Entries for up to 8 code units: 0x80 | 13 (a line, no columns) << 3 | units - 1, then the line's delta.
+        whole, rest = divmod(size // 2, 8)
+        return b"\xef\x00" * whole + (bytes([0xE8 | rest - 1, 0]) if rest else b"")
+    whole, rest = divmod(size, 254)
+    return b"\xfe\x00" * whole + (bytes([rest, 0]) if rest else b"")
 
 
 @functools.lru_cache(maxsize=1)

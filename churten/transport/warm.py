@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import secrets
+import signal
 import time
 import typing as t
 
