@@ -790,7 +790,8 @@ def test_exec_signals_and_descriptors(warm):
     assert done.stdout == b"[] 0 True ['0', '1', '2', '3']\n", done
     done = warm.exec("yes | head -n 1; grep SigIgn /proc/self/status")
     assert done.stdout.splitlines()[0] == b"y"
-    assert int(done.stdout.split()[-1], 16) == 0
+    # 32 and 33 belong to the C library; glibc's posix_spawn (make uses it) leaves them ignored.
+    assert int(done.stdout.split()[-1], 16) & ~(3 << 31) == 0
 
 
 def test_ten_megabytes(warm, custom):

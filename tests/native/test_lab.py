@@ -92,7 +92,8 @@ def test_sessions_ignore_no_signals_of_ours(empty_lab):
     subprocess.run([sys.executable, "-c", code, str(empty_lab.dir)], check=True, timeout=60)
     lab = Lab(empty_lab.dir)
     done = ssh(lab, lab.hosts[0], "grep SigIgn /proc/self/status")
-    assert done.stdout.split() == ["SigIgn:", "0000000000000000"]
+    # 32 and 33 belong to the C library; glibc's posix_spawn (make uses it) leaves them ignored.
+    assert int(done.stdout.split()[1], 16) & ~(3 << 31) == 0
 
 
 def test_a_stranger_is_refused(lab):
