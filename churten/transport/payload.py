@@ -331,7 +331,8 @@ def _interpreter(text: str, become: str | None, shell: str) -> Command | None:
             break
         env.append((name, value))
         words.pop(0)
-    if len(words) != 1 or words[0].startswith("-"):
+    # A quoted `/usr/bin/env python3` is the name of one program, which no target has: its shell has the words for that.
+    if len(words) != 1 or words[0].startswith("-") or words[0].split() != words:
         return None
     if text != " ".join([f"{k}={shlex.quote(v)}" for k, v in env] + [shlex.quote(words[0])]):
         return None
