@@ -983,6 +983,8 @@ class Process:
             if info is None:
                 return
             self.zombie = True
+            if self.agent.ending:  # what else is in its group: hurry up
+                self.kill_at = min(self.kill_at, time.monotonic() + 0.2)
             code = info.si_status
             killed = info.si_code != os.CLD_EXITED
             self.ended((-1, code) if killed else (code, 0))
@@ -1819,6 +1821,7 @@ class Agent:
 
     def shutdown(self):
         """The controller has gone: so does everything started for it."""
+        self.ending = True
         for job in list(self.jobs.values()):
             if not isinstance(job, Process):
                 job.drop()

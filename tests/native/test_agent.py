@@ -833,8 +833,17 @@ def gone(pid):
         return True
 
 
-@pytest.mark.parametrize("way", ["cancel", "timeout", "eof", "sigterm"])
-@pytest.mark.parametrize("trap", ["", "trap '' TERM;"], ids=["", "deaf"])
+@pytest.mark.parametrize(
+    "way, trap",
+    [
+        ("cancel", ""),
+        ("timeout", ""),
+        ("eof", ""),
+        ("sigterm", ""),
+        ("cancel", "trap '' TERM;"),
+        ("eof", "trap '' TERM;"),
+    ],
+)
 def test_killing(way, trap):
     """The whole process group, TERM first, then KILL."""
     client = AgentClient()
