@@ -608,6 +608,7 @@ def become_child(agent, stdin, stdout, stderr):
     signal.set_wakeup_fd(-1)
     for signum, handler in agent.signals_at_start.items():
         signal.signal(signum, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, agent.mask_at_start)
     if stdin is not None:
         os.dup2(stdin, 0)
     os.dup2(stdout, 1)
@@ -838,10 +839,8 @@ class Process:
                 pipes.append(os.pipe())
             (out_r, out_w), (err_r, err_w) = pipes[:2]
             agent.own_fds.update(fd for pair in pipes for fd in pair)
-            if hasattr(gc, "freeze"):
-                gc.freeze()
             begun = time.monotonic()
-            self.pid = os.fork()
+            self.pid = agent.fork()
             if self.pid == 0:
                 try:
                     in_r = pipes[2][0] if stdin is not None else None
@@ -1363,9 +1362,7 @@ class SubAgent:
             for _ in range(3):
                 pipes.append(os.pipe())
             agent.own_fds.update(fd for pair in pipes for fd in pair)
-            if hasattr(gc, "freeze"):
-                gc.freeze()
-            self.pid = os.fork()
+            self.pid = agent.fork()
             if self.pid == 0:
                 try:
                     become_child(agent, pipes[0][0], pipes[1][1], pipes[2][1])
@@ -1660,6 +1657,20 @@ class Agent:
         self.own_fds.discard(fd)
         os.close(fd)
 
+    def fork(self):
+        """In the child signals stay blocked until become_child: one that comes
+        before must not end in the agent's handlers there."""
+        if hasattr(gc, "freeze"):
+            gc.freeze()
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals_at_start)
+        pid = None
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                signal.pthread_sigmask(signal.SIG_SETMASK, self.mask_at_start)
+        return pid
+
     def send(self, kind, body, request=0, flags=0, agent=0):
         self.out += frame(kind, body, request, agent, flags)
 
@@ -1704,6 +1715,7 @@ class Agent:
             os.set_blocking(fd, False)
             self.own_fds.add(fd)
         self.signals_at_start = {}
+        self.mask_at_start = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         for name in ("SIGCHLD", "SIGTERM", "SIGHUP", "SIGINT"):
             signum = getattr(signal, name)
             self.signals_at_start[signum] = signal.getsignal(signum)

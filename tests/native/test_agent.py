@@ -883,6 +883,16 @@ def test_killing(way, trap):
     assert client.process.returncode == 0
 
 
+def test_cancelled_at_once(agent, custom):
+    """TERM reaches a child that has only just been forked."""
+    slow = custom("time.sleep(600)", "import time")
+    agent.run(build("ping"))
+    for _ in range(20):
+        for request in (agent.exec_request("exec sleep 600"), agent.run_request(slow)):
+            agent.send("CANCEL", b"", request)
+            assert agent.wait(request).signal == 15
+
+
 # ------------------------------------------------------------- PUT, FETCH
 
 
