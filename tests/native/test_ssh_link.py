@@ -452,7 +452,7 @@ def test_unknown_host_key(link, server):
     assert report.failed[:2] == ("hostkey", "hostkey")
     assert (
         report.failed[2]
-        == f"No ED25519 host key is known for {server.name} and you have requested strict checking.\\nHost key verification failed."
+        == f"No ED25519 host key is known for {server.name} and you have requested strict checking.\\r\\nHost key verification failed."
     )
     assert link.known.read_text() == ""
 

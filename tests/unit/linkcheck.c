@@ -61,7 +61,9 @@ static void
 print_text(const char *text, size_t len)
 {
     for (size_t i = 0; i < len; i++) {
-        if (text[i] == '\n') {
+        if (text[i] == '\r') {
+            fputs("\\r", stdout);
+        } else if (text[i] == '\n') {
             fputs("\\n", stdout);
         } else {
             putchar(text[i]);
