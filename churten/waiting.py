@@ -56,8 +56,8 @@ def set_pump(pump: Pump | None) -> None:
 
 
 def pump() -> Pump | None:
-    """The pool client of this process, if one is connected."""
-    return _pump if _pump is not None and not _pump.closed else None
+    """The pool client of this process, if there has been one. Also when its connection has ended: its pump() then tells those who wait."""
+    return _pump
 
 
 def current() -> object | None:
