@@ -18,7 +18,7 @@ meta.yml of a play (all optional):
   build: [cc, ...]  a command run in the work folder before the play
   stdout: false     stdout is not compared (very verbose runs)
   forbidden: [...]  texts that must be in no output of any run
-  quick: true       part of `make test`
+  quick: true       part of `make test` in mode churten-free; a list names the modes
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ TEXTS: list[tuple[str, str, str]] = [
     (r"\b(\d{1,3}(?:\.\d{1,3}){3}) \d{4,5} (2200)\b", r"\1 <port> \2", "SSH_CLIENT: client port"),
     (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "<uuid>", "object ids: random"),
     (r"\A\.[a-z0-9_]{8}\Z", ".<n>", "_original_basename of a copy with content: tempfile"),
+    (r"Paused for [\d.]+ ", "Paused for <time> ", "pause says how long it was"),
     (r"0x[0-9a-f]{8,16}", "0x<address>", "addresses in repr()"),
     (r"\b[a-z]{16,40}(?=\s*; /|\W*BECOME)", "<become>", "become marker: random"),
     (r"BECOME-SUCCESS-[a-z]+", "BECOME-SUCCESS-<random>", "become marker: random"),
@@ -681,6 +682,7 @@ def _drop_connection(event: Any, name: str) -> Any:
     """The connection-only mode sets ansible_connection as an inventory variable: it shows in delegated vars and items."""
     if isinstance(event, dict):
         shown = {k: _drop_connection(v, name) for k, v in event.items() if not (k == "ansible_connection" and v == name)}
+        shown.pop("._ansible_delegated_vars.ansible_connection", None)  # its tags
         return {k: "ansible.builtin.ssh" if k == "connection" and v == name else v for k, v in shown.items()}
     if isinstance(event, list):
         return [_drop_connection(v, name) for v in event]

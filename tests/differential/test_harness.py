@@ -95,3 +95,13 @@ def test_what_moves_is_replaced_and_nothing_else():
     assert harness.normal({"start": None, "mtime": 1.5, "rc": 1}) == {"start": None, "mtime": "<time>", "rc": 1}
     plain = "an ordinary sentence, 10.0.0.1 port 22, tmp and tmpfs, a.b.c-d"
     assert harness.normal_text(plain) == plain
+
+
+@pytest.mark.parametrize("name", ["churten-free", "conn-linear"])
+def test_churten_does_the_work(runner, play, name):
+    """Equal results would prove nothing if every task had quietly taken the stock way."""
+    loud = dataclasses.replace(play, meta={**play.meta, "args": ["-vvvv"]})
+    shown = runner.run(loud, harness.MODES[name]).stdout
+    assert shown.count("churten: RUN ansible.modules.command on agent") >= 4
+    if name == "churten-free":
+        assert "engine: fiber" in shown
