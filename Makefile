@@ -21,7 +21,9 @@ unit: dev  ## the C core, part by part
 native: dev  ## C types, agent, lab and installation from Python
 	$(PYTEST) tests/native
 plugins: dev  ## the plugins inside Ansible, over lab hosts
-	$(PYTEST) tests/plugins
+	$(PYTEST) tests/plugins -m "not faults"
+faults: dev  ## plays under which sessions and the pool are killed
+	$(PYTEST) tests/plugins -m faults
 quick: dev  ## the shorter plays of `make differential`
 	$(PYTEST) tests/differential -m quick
 differential: dev  ## the same plays under stock and churten: no difference allowed
@@ -51,4 +53,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins quick differential lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults quick differential lint bench asan fuzz clean

@@ -10,6 +10,8 @@ import subprocess
 import threading
 import time
 
+import pytest
+
 SLEEPS = """
 - hosts: lab
   gather_facts: false
@@ -70,6 +72,7 @@ def statuses(run):
     return {(line["host"], line["task"]): line["status"] for line in run.results}
 
 
+@pytest.mark.faults
 def test_a_killed_session_makes_only_its_host_unreachable(play, lab):
     nap = f"12.{os.getpid()}"
     failures = []
@@ -91,6 +94,7 @@ def test_a_killed_session_makes_only_its_host_unreachable(play, lab):
     assert again.rc == 0, again.text
 
 
+@pytest.mark.faults
 def test_a_killed_pool_ends_what_it_carried_and_a_new_one_serves_the_next_task(play, lab, pool_dir):
     nap = f"13.{os.getpid()}"
     failures = []
