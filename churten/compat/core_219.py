@@ -26,7 +26,8 @@ class CoreAdapter(Adapter):
             return strategy._convert_wire_task_result_to_raw(self.through_pickle(raw.as_wire_task_result()))
 
         def callback(method_name: str, raw: t.Any) -> None:
-            strategy._tqm.send_callback(method_name, convert(raw))
+            wire = self.through_pickle(raw.as_wire_task_result())
+            hub.outside.run(lambda: strategy._tqm.send_callback(method_name, strategy._convert_wire_task_result_to_raw(wire)))
 
         task = self.fiber_task(task)
         with _task.TaskContext(task), self.fiber_loader(strategy._loader) as loader:

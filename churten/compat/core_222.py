@@ -45,12 +45,17 @@ class CoreAdapter(Adapter):
     """See the module's text; follows executor/process/worker.py of these lines."""
 
     def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
-        def convert(the_host: t.Any, the_task: t.Any, utr: t.Any) -> t.Any:
-            wire = _task.WireTaskResult.create(host=the_host, task=the_task, utr=utr)
-            return strategy._convert_wire_task_result_to_host_task_result(self.through_pickle(wire))
+        def wire(the_host: t.Any, the_task: t.Any, utr: t.Any) -> t.Any:
+            return self.through_pickle(_task.WireTaskResult.create(host=the_host, task=the_task, utr=utr))
 
-        def callback(method_name: str, the_host: t.Any, the_task: t.Any, utr: t.Any) -> None:
-            strategy._tqm.send_callback(method_name, convert(the_host, the_task, utr))
+        def convert(the_host: t.Any, the_task: t.Any, utr: t.Any) -> t.Any:
+            return strategy._convert_wire_task_result_to_host_task_result(wire(the_host, the_task, utr))
+
+        def callback(method_name: str, *result: t.Any) -> None:
+            sent = wire(*result)
+            hub.outside.run(
+                lambda: strategy._tqm.send_callback(method_name, strategy._convert_wire_task_result_to_host_task_result(sent))
+            )
 
         task = self.fiber_task(task)
         with (

@@ -54,6 +54,7 @@ class FiberHub:
         self.main = greenlet.getcurrent()
         self.scheduler = scheduler
         self.fibers: dict[int, Fiber] = {}
+        self.outside = contextvars.copy_context()  # what no fiber changes: callbacks run in it, as in stock's main process
         self.no_park = 0  # > 0: the running fiber holds a lock of the controller and must not park
         self._numbers = itertools.count(1)
         self._closing = False

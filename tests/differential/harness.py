@@ -434,15 +434,16 @@ def snapshot(top: Path, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     return {name: some[0] if len(some) == 1 else sorted(some, key=json.dumps) for name, some in found.items()}
 
 
-def left_in_tmp(uids: set[int], agents: bool = False) -> list[str]:
-    """Names in the shared temp folders that belong to the lab's accounts; `agents`: also what living agents keep."""
+def left_in_tmp(uids: set[int], agents: bool = False, names: bool = False) -> list[str]:
+    """Names in the shared temp folders that belong to the lab's accounts; `agents`: also what living agents keep;
+    `names`: as they are."""
     out = []
     for top in ("/tmp", "/var/tmp", "/dev/shm"):
         for entry in os.scandir(top):
             try:
                 mine = entry.stat(follow_symlinks=False).st_uid in uids
                 if mine and (agents or not PAYLOAD_FOLDER.match(entry.name)):
-                    out.append(normal_text(entry.path))
+                    out.append(entry.path if names else normal_text(entry.path))
             except OSError:
                 pass
     return sorted(out)
@@ -497,6 +498,8 @@ class Runner:
         self.homes = [path for path in (lab.dir / "home", lab.dir / "home-pw") if path.is_dir()]
         self.uids = {path.stat().st_uid for path in self.homes if path.stat().st_uid != 0}
         self._link_collection()
+        for name in left_in_tmp(self.uids, agents=True, names=True):  # of a session that was killed
+            _remove(os.fsencode(name))
 
     def close(self) -> None:
         """Ends the web server and the pool."""
