@@ -69,8 +69,8 @@ FACTS = (
     "ansible_date_time date_time ansible_uptime_seconds uptime_seconds ansible_memfree_mb memfree_mb ansible_memory_mb "
     "memory_mb ansible_swapfree_mb swapfree_mb ansible_loadavg loadavg ansible_entropy"
 ).split()
-# Facts whose list core makes of a set: sorted.
-SETS = "ansible_interfaces interfaces ansible_virtualization_tech_guest ansible_virtualization_tech_host".split()
+# Lists that core makes of a set (facts, the tags of a task): sorted.
+SETS = "ansible_interfaces interfaces ansible_virtualization_tech_guest ansible_virtualization_tech_host tags".split()
 # What the harness itself sets differently per mode; seen in the environment of local tasks.
 OURS = ("ANSIBLE_STRATEGY", "ANSIBLE_COLLECTIONS_PATH", "PYTHONPATH", "CHURTEN_POOL_DIR")
 # (regular expression, replacement, reason): applied to every string and to stdout, stderr and file contents.
