@@ -21,7 +21,7 @@ unit: dev  ## the C core, part by part
 native: dev  ## C types, agent, lab and installation from Python
 	$(PYTEST) tests/native
 plugins: dev  ## the plugins inside Ansible, over lab hosts
-	$(PYTEST) tests/plugins -m "not faults"
+	$(PYTEST) tests/plugins
 faults: dev  ## plays under which sessions and the pool are killed
 	$(PYTEST) tests/plugins -m faults
 quick: dev  ## the shorter plays of `make differential`

@@ -6,6 +6,7 @@ greenlets. The process's pool client installs itself with `set_pump`, so that th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 
@@ -14,6 +15,8 @@ T = t.TypeVar("T")
 
 class Hub(t.Protocol):
     """What the executor's hub offers to code running inside a fiber."""
+
+    no_park: int  # while it is not 0, `current()` is None and whoever waits blocks the process
 
     def current(self) -> object | None:
         """The fiber that runs now, or None when the caller is not inside a fiber that may park."""
@@ -82,6 +85,20 @@ def blocking(function: t.Callable[[], T]) -> T:
     if _hub is None or _hub.current() is None:
         return function()
     return _hub.blocking(function)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> t.Iterator[None]:
+    """Around what must not be left half done for another fiber to see: nobody parks inside, not even in `time.sleep`."""
+    hub = _hub
+    if hub is None:
+        yield
+        return
+    hub.no_park += 1
+    try:
+        yield
+    finally:
+        hub.no_park -= 1
 
 
 def _after_fork_in_child() -> None:

@@ -171,8 +171,12 @@ class Pool:
 
     def connect(self) -> None:
         """Make sure there is a connection. PoolFailure of class `pool` if there can be none."""
-        if not self.closed:
-            return
+        if self.closed:
+            # Starting a pool sleeps: a second fiber must not connect meanwhile, its connection would be replaced with all that waits on it.
+            with waiting.uninterrupted():
+                self._connect()
+
+    def _connect(self) -> None:
         self._lost("the churten pool has ended")
         try:
             from churten import _core

@@ -112,6 +112,8 @@ def start_pool(directory: str) -> None:
             ready_w, error_w = _above(ready_w, 10), _above(error_w, 10)
             actions[2:] = [(os.POSIX_SPAWN_DUP2, error_w, 2), (os.POSIX_SPAWN_DUP2, ready_w, child_fd)]
         argv = [executable, "--dir", directory, "--ready-fd", str(child_fd)]
+        if log := os.environ.get("CHURTEN_POOL_LOG"):
+            argv += ["--log", os.path.abspath(log)]
         pid = os.posix_spawn(executable, argv, env, file_actions=actions, setsigmask=(), setsid=True)
     except OSError as ex:
         os.close(ready_r)

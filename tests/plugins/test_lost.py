@@ -74,7 +74,7 @@ def statuses(run):
 
 @pytest.mark.faults
 def test_a_killed_session_makes_only_its_host_unreachable(play, lab):
-    nap = f"12.{os.getpid()}"
+    nap = f"5.{os.getpid()}"
     failures = []
     killed = []
 
@@ -96,7 +96,7 @@ def test_a_killed_session_makes_only_its_host_unreachable(play, lab):
 
 @pytest.mark.faults
 def test_a_killed_pool_ends_what_it_carried_and_a_new_one_serves_the_next_task(play, lab, pool_dir):
-    nap = f"13.{os.getpid()}"
+    nap = f"6.{os.getpid()}"
     failures = []
     text = SLEEPS.replace("name: nap\n", "name: nap\n      ignore_unreachable: true\n", 1)
 

@@ -431,6 +431,7 @@ class Hub:
 
     def __init__(self):
         self.client = None
+        self.no_park = 0
         self.fiber = None
         self.turn = threading.Condition()
         self.parked = set()
@@ -596,6 +597,29 @@ def test_the_pool_is_started_when_it_is_needed_and_again_when_it_died(directory)
             client.pump(1000)
     assert len(set(pids)) == 2 and client.generation == 2
     assert client.control(STOP).rc == 0
+
+
+@real
+def test_fibers_that_need_the_pool_at_once_share_one_connection(directory, monkeypatch):
+    pytest.importorskip("greenlet")
+    from churten.executor.hub import FiberHub
+
+    hub = FiberHub(_core.Scheduler(3))
+    monkeypatch.setattr(time, "sleep", hub.sleep)
+    monkeypatch.setattr(runtime, "_reap", lambda _pid: time.sleep(0.01))  # whoever sleeps gives way to the next fiber
+    waiting.set_hub(hub)
+    answers = []
+    try:
+        for _ in range(3):
+            hub.spawn(lambda: answers.append(Pool.get().control(STATUS).rc))
+        until = time.monotonic() + 20
+        while len(answers) < 3 and time.monotonic() < until:
+            hub.turn(wait=True)
+    finally:
+        waiting.set_hub(None)
+        hub.close()
+    assert answers == [0, 0, 0] and Pool.get().generation == 1
+    Pool.get().control(STOP)
 
 
 @real
