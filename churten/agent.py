@@ -1913,7 +1913,11 @@ class Agent:
             else:
                 job.cancel()
         elif kind == T_PING:
-            self.send(T_PONG, body[:64], request)
+            if request and request not in self.jobs:
+                lost = Failure("agent", "agent", "the agent does not know this request", 1)
+                self.fail(request, lost)
+            else:
+                self.send(T_PONG, body[:64], request)
         elif kind in (T_PONG, T_CLOSE):
             pass
         elif kind == T_PAYLOAD:

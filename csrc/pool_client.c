@@ -365,13 +365,49 @@ client_status(struct client *client, const struct ch_frame *asked)
     return r;
 }
 
+/* Whether the final frame of this OPEN, START or other request is still to
+ * come. */
+static int
+client_owed(struct client *client, const struct ch_frame *frame)
+{
+    struct attach *attach = attach_find(client, frame->session);
+    struct agent_ref *ref = NULL;
+
+    if (request_find(client, frame->request) != NULL) {
+        return 1;
+    }
+    if (attach == NULL) {
+        return 0;
+    }
+    if (!attach->answered && attach->open_request == frame->request) {
+        return 1;
+    }
+    ref = ref_find(attach, frame->agent);
+    return ref != NULL && !ref->answered &&
+           ref->start_request == frame->request;
+}
+
+/* PING: with a request number it asks whether that one is under way. */
 static int
 client_pong(struct client *client, const struct ch_frame *frame)
 {
     struct ch_frame answer = *frame;
+    struct request *req;
+    struct fail fail;
 
     if (frame->len > 64) {
         return CH_ERR_PROTOCOL;
+    }
+    if (frame->request != 0 && !client_owed(client, frame)) {
+        fail_set(&fail, "unreachable", "pool",
+                 "the pool does not know this request any more");
+        client_failed(client, frame->session, frame->agent, frame->request,
+                      &fail, 1);
+        return CH_OK;
+    }
+    req = frame->request != 0 ? request_find(client, frame->request) : NULL;
+    if (req != NULL) {
+        request_ask(req);
     }
     answer.type = CH_PONG;
     client_frame(client, &answer);

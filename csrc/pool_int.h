@@ -221,6 +221,7 @@ struct request *request_find(struct client *client, uint32_t number);
 int request_data(struct request *req, const struct ch_frame *frame);
 int request_window(struct request *req, const struct ch_frame *frame);
 void request_cancel(struct request *req);
+void request_ask(struct request *req); /* is the agent still at it? */
 /* Ends it without a word to the client, telling the target to stop. */
 void request_forget(struct request *req);
 void request_fail(struct request *req, const struct fail *fail);

@@ -311,6 +311,20 @@ request_cancel(struct request *req)
 }
 
 void
+request_ask(struct request *req)
+{
+    struct ch_frame frame = {.type = CH_PING, .request = req->wire};
+
+    if (req->agent == NULL || req->state == REQUEST_QUEUED) {
+        return;
+    }
+    if (agent_put(req->agent, &frame, NULL, 0) != CH_OK) {
+        /* Only without memory or agent: then it ends with the agent. */
+        return;
+    }
+}
+
+void
 request_forget(struct request *req)
 {
     if (req->agent != NULL && !request_unqueue(req)) {

@@ -9,6 +9,7 @@ a task's timeout) leaves it there as abandoned, cancelled and drained; after a f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -32,6 +33,7 @@ FLAG_ZLIB, FLAG_END = 1, 2
 
 STARTS_PER_MINUTE = 3
 PING_AFTER_S = 20.0
+ASK_AFTER_S = 30.0
 DEAD_AFTER_S = 60.0
 _ZLIB_FROM = 8192
 
@@ -64,7 +66,7 @@ class Pending:
 
     __slots__ = (
         "type", "session", "agent", "request", "body", "owner", "done", "accepted", "stamp", "out", "err", "unacked", "sink", "source", "offset",
-        "window", "ended", "payload", "failure", "error", "final", "abandoned",
+        "window", "ended", "payload", "failure", "error", "final", "abandoned", "asked",
     )  # fmt: skip
 
     def __init__(self, kind: int, session: int, agent: int, body: bytes):
@@ -90,6 +92,7 @@ class Pending:
         self.error: BaseException | None = None
         self.final: tuple[int, bytes] | None = None
         self.abandoned = False
+        self.asked = time.monotonic()  # when it was last known to be under way
 
 
 class Agent:
@@ -149,6 +152,7 @@ class Pool:
         self._next_session = 1
         self._last_heard = 0.0
         self._pinged = False
+        self._next_ask = 0.0
         self.generation = 0  # counts connections: session and agent numbers of another generation mean nothing
 
     @classmethod
@@ -480,6 +484,8 @@ class Pool:
             return lost
         if self._pending and (timeout_ms < 0 or timeout_ms > PING_AFTER_S * 1000):
             timeout_ms = int(PING_AFTER_S * 1000)
+        if self._pending and (now := time.monotonic()) >= self._next_ask:
+            self._ask(now)
         frames = client.poll(timeout_ms, wake_fd)
         if client is not self._client:
             return 0
@@ -496,14 +502,27 @@ class Pool:
             return self._lost("the churten pool has ended")
         return self._check_alive() if self._pending and timeout_ms else 0
 
+    def _ask(self, now: float) -> None:
+        """Ask after every request that has been under way for long: pool and agent answer FAILED for one they have lost, so that nobody waits for ever."""
+        self._next_ask = now + ASK_AFTER_S / 4
+        for one in self._pending.values():
+            if now - one.asked >= ASK_AFTER_S:
+                one.asked = now
+                self._ping(one.session, one.agent, one.request)
+
     def _check_alive(self) -> int:
         silent = time.monotonic() - self._last_heard
         if silent > DEAD_AFTER_S:
             return self._lost(f"the churten pool has not answered for {int(silent)} s")
         if silent > PING_AFTER_S and not self._pinged:
             self._pinged = True
-            self._client.send(PING, 0, 0, 0, b"churten")
+            self._ping(0, 0, 0)
         return 0
+
+    def _ping(self, session: int, agent: int, request: int) -> None:
+        # A connection that broke meanwhile is noticed where frames are received.
+        with contextlib.suppress(self._core.Error):
+            self._client.send(PING, session, agent, request, b"churten")
 
     def _on_frame(self, kind: int, flags: int, session: int, agent: int, request: int, body: bytes) -> int:
         """One frame; 1 if it ended a request somebody waits for."""

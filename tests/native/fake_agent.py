@@ -1,7 +1,7 @@
 """A small agent for tests of the pool: speaks the agent hop of docs/protocol.md on stdin and stdout and does what the test's command says.
 
 EXEC commands: `echo TEXT`, `big N` (N bytes of output), `flood` (ignores the window), `hang`, `cat` (stdin to stdout), `die`, `garbage`, `deaf`, `true`,
-`badwindow`, `double`. RUN answers with its payload key and how many payloads this agent has been sent. PUT and FETCH use plain files.
+`badwindow`, `double`, `lose` (is not answered, and unknown when asked after). RUN answers with its payload key and how many payloads this agent has been sent. PUT and FETCH use plain files.
 """
 
 import os
@@ -18,6 +18,7 @@ lock = threading.Lock()
 windows = {}
 changed = threading.Condition(lock)
 cancelled = set()
+lost = set()
 stdins = {}
 payloads = {}
 subs = {}
@@ -121,6 +122,8 @@ def execute(agent, request, items):
     if word == "garbage":
         os.write(1, b"Segmentation fault")
         return None
+    if word == "lose":
+        return lost.add(request)
     if word == "badwindow":
         return send(WINDOW, agent, request, struct.pack(">I", 1))
     if word == "double":
@@ -195,8 +198,10 @@ def serve():
             with changed:
                 cancelled.add(request)
                 changed.notify_all()
+        elif kind == PING and request in lost:
+            send(FAILED, agent, request, vec("agent", "agent", "lost", "1"))
         elif kind == PING:
-            send(PONG, 0, 0, body)
+            send(PONG, 0, request, body)
         elif kind in (EXEC, RUN, PUT, FETCH):
             windows[request] = WINDOW_BYTES
             if kind == EXEC and unvec(body)[0] == b"stopreading":

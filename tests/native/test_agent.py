@@ -1133,8 +1133,19 @@ def test_sudo(agent):
 
 
 def test_ping_pong(warm):
-    warm.send("PING", b"opaque", 77)
-    assert warm.frame() == ("PONG", 77, 0, 0, b"opaque")
+    warm.send("PING", b"opaque")
+    assert warm.frame() == ("PONG", 0, 0, 0, b"opaque")
+
+
+def test_a_request_is_asked_after(warm):
+    warm.send("PING", b"", 77)
+    kind, request, _agent, _flags, body = warm.frame()
+    assert (kind, request) == ("FAILED", 77) and b"does not know" in body
+    request = warm.request("EXEC", pack("cat", "", 0, "data", "sh"))
+    warm.send("PING", b"still?", request)
+    warm.send("DATA", b"", request, flags=2)
+    kinds = [warm.frame()[:2] for _ in range(3)]
+    assert kinds == [("ACCEPTED", request), ("PONG", request), ("EXIT", request)]
 
 
 def test_compressed_frame(agent):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -23,10 +24,12 @@ from conftest import (
     EXECUTABLE,
     EXIT,
     FAILED,
+    FAKE_AGENT,
     FETCH,
     HELLO,
     NEED,
     NO_AGENT,
+    NONCE,
     OPENED,
     PAYLOAD,
     PING,
@@ -843,9 +846,30 @@ def test_half_a_frame_is_waited_for(pool):
 
 def test_ping(pool):
     talk = pool.talk()
-    number = talk.send(PING, 0, body=b"hello")
+    talk.send(PING, 0, request=0, body=b"hello")
     assert talk.until(lambda f: f.type == PONG).body == b"hello"
-    assert number
+
+
+def test_a_request_is_asked_after(pool):
+    talk = pool.talk()
+    number = talk.send(PING, 1, request=77)
+    cls, layer, words, started = talk.failed(number)
+    assert (cls, layer, started) == ("unreachable", "pool", "1") and "does not know" in words
+    slowly = f"sleep 0.5; exec {shlex.quote(sys.executable)} {shlex.quote(str(FAKE_AGENT))} {NONCE}"
+    assert talk.final(talk.open(key="asked")).type == OPENED
+    starting = talk.start(command=slowly)
+    talk.send(PING, 1, request=starting, body=b"still?")
+    assert talk.until(lambda f: f.type == PONG).request == starting
+    assert talk.final(starting).type == STARTED
+    hanging, losing = talk.exec("hang"), talk.exec("lose")
+    for number in (hanging, losing):
+        talk.until(lambda f, number=number: f.type == ACCEPTED and f.request == number)
+        talk.send(PING, 1, request=number, body=b"still?")
+    assert talk.failed(losing) == ["agent", "agent", "lost", "1"]
+    assert talk.until(lambda f: f.type == PONG and f.request == hanging).body == b"still?"
+    assert not [f for f in talk.seen if f.type == FAILED]
+    talk.send(CANCEL, 1, request=hanging, body=b"")
+    assert talk.final(hanging).type == EXIT
 
 
 def test_secrets_stay_out_of_the_log_and_the_arguments(pool):

@@ -31,6 +31,7 @@ from churten.transport.pool import (
     OPEN,
     OPENED,
     PAYLOAD,
+    PING,
     PUT,
     RUN,
     STAMP,
@@ -345,6 +346,25 @@ def test_failures_tell_class_layer_and_whether_it_started(fake):
             client.call(EXEC, session, agent, ["true"])
         failure = caught.value
         assert (failure.cls, failure.layer, failure.message, failure.started) == expected
+    served.join()
+
+
+def test_a_request_that_the_pool_has_lost_ends(fake, monkeypatch):
+    monkeypatch.setattr(module, "ASK_AFTER_S", 0.2)
+    monkeypatch.setattr(module, "PING_AFTER_S", 0.1)
+
+    def script(pool):
+        pool.start()
+        asked = pool.get(EXEC)
+        while (frame := pool.get(PING)).request == 0:
+            pass
+        assert (frame.session, frame.agent, frame.request) == (asked.session, asked.agent, asked.request)
+        pool.fail(frame, "unreachable", "1", "pool", "not known")
+
+    served = fake(script)
+    client, session, agent = ready()
+    with pytest.raises(PoolFailure, match="not known"):
+        client.call(EXEC, session, agent, ["true"])
     served.join()
 
 
