@@ -63,7 +63,8 @@ class ModuleBuilder:
         return self._light(known, kwargs)
 
     def _learn(self, key: tuple[str, str, str], kwargs: dict[str, t.Any]) -> t.Any:
-        """Core's own build, remembered if it is of the kind that agents run."""
+        """Core's own build, remembered if it is of the kind that agents run. It takes a while: the host is connected to meanwhile."""
+        _action.get()._connection.begin()
         source = _identity(key[1])
         built = self._stock(**kwargs)
         known = None

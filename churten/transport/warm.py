@@ -215,6 +215,15 @@ class WarmConnection:
         # Raised here and not above: what core was handling (interpreter discovery) belongs to the error it shows.
         raise ended
 
+    def begin(self) -> None:
+        """Let the session and its login agent start now, because they will be needed soon; what goes wrong shows when they are."""
+        try:
+            route = self._route()
+            client, session = self._open(route)
+            self._login_agent(route, client, session)
+        except (Stock, AnsibleError, pool.PoolFailure) as ex:
+            self._log(4, f"churten: nothing started early: {ex}")
+
     def _open(self, route: Route) -> tuple[pool.Pool, int]:
         client = pool.Pool.get()
         spec = route.spec

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -142,3 +143,31 @@ def cpu_ticks(pid):
     with open(f"/proc/{pid}/stat") as file:
         words = file.read().rpartition(")")[2].split()
     return int(words[11]) + int(words[12])
+
+
+def test_an_unreachable_host_is_tried_once(play, tmp_path):
+    """The session is opened before the module is built; when that fails it must not be opened again for the same task."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(30)
+    tries = []
+
+    def refuse():
+        with contextlib.suppress(OSError):
+            while True:
+                tries.append(server.accept()[0])
+                with tries[-1]:
+                    tries[-1].sendall(b"SSH-1.5-too_old\r\n")
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    inventory = tmp_path / "one.ini"
+    inventory.write_text(f"closed ansible_host=127.0.0.1 ansible_port={server.getsockname()[1]} ansible_python_interpreter=/usr/bin/python3\n")
+    try:
+        text = "- hosts: all\n  gather_facts: false\n  tasks:\n    - ping:\n"
+        run = play(text, "ssh", inventory=inventory, env={"ANSIBLE_STRATEGY": "churten.core.free"})
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        server.close()
+    assert run.rc == 4 and "UNREACHABLE" in run.text, run.text
+    assert len(tries) == 1
