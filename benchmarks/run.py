@@ -6,6 +6,7 @@ See README.md beside this file for what makes it fair. Results: benchmarks/resul
 from __future__ import annotations
 
 import argparse
+import compileall
 import dataclasses
 import datetime
 import importlib.metadata
@@ -25,6 +26,7 @@ import yaml
 from contenders import Contender, all_contenders
 from harness import Measure, adopt_orphans, recap, run, tree
 
+import churten
 from churten.lab import Lab
 
 HERE = Path(__file__).resolve().parent
@@ -215,6 +217,8 @@ def bench(scenario: Scenario, repeat: int, only: list[str], readme: bool) -> int
             print(skipped[-1])
         else:
             contenders.append(contender)
+    # pip compiles what it installs; a checkout has no compiled files where Python is told not to write them (PYTHONDONTWRITEBYTECODE).
+    compileall.compile_dir(Path(churten.__file__).parent, quiet=1)
     base = Path(tempfile.mkdtemp(prefix="chb-", dir="/var/tmp"))
     base.chmod(0o755)
     lab = Lab(base / "lab")
