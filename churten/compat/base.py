@@ -97,6 +97,8 @@ class FiberQueue:
         self._callback = callback
 
     def send_callback(self, method_name: str, *args: t.Any, **kwargs: t.Any) -> None:
+        if (fiber := self._hub.current()) is not None:
+            fiber.acted = True
         # Callback plugins run under a lock of the TaskQueueManager: nobody may park while holding it.
         self._hub.no_park += 1
         try:
@@ -254,10 +256,16 @@ class Adapter(abc.ABC):
         home = os.path.dirname(ansible.plugins.action.__file__)
         return os.path.dirname(path) == home
 
-    def queue_fork(self, strategy: t.Any, slot: int, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
-        """Start a stock worker in `slot` (which must be free); returns the WorkerProcess, or None if the run is being aborted."""
+    def queue_fork(
+        self, strategy: t.Any, slot: int, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any, announced: bool
+    ) -> t.Any:
+        """Start a stock worker in `slot` (which must be free); returns the WorkerProcess, or None if the run is being aborted.
+
+        `announced`: callbacks have been told that the task starts on this host.
+        """
         strategy._cur_worker = slot
-        StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
+        with _without_start(strategy._tqm) if announced else contextlib.nullcontext():
+            StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
         return strategy._workers[slot]
 
     def option(self, plugin_name: str, option: str) -> t.Any:
@@ -274,6 +282,22 @@ class Adapter(abc.ABC):
     def cliargs(self) -> t.Any:
         """The command line of this run."""
         return context.CLIARGS
+
+
+@contextlib.contextmanager
+def _without_start(tqm: t.Any) -> t.Iterator[None]:
+    """While active, callbacks do not hear that a task starts."""
+    stock = tqm.send_callback
+
+    def send_callback(method_name: str, *args: t.Any, **kwargs: t.Any) -> None:
+        if method_name != "v2_runner_on_start":
+            stock(method_name, *args, **kwargs)
+
+    tqm.send_callback = send_callback
+    try:
+        yield
+    finally:
+        del tqm.send_callback  # the class's own shows again
 
 
 @functools.cache

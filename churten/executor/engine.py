@@ -35,12 +35,21 @@ class Engines:
             return choice
         return self._choose_by_connection(task, task_vars, template) or choice
 
+    def fork_from_now_on(self, task: t.Any, reason: str) -> None:
+        """A fiber of this task found that it needs a fork."""
+        self._by_task[task._uuid] = (FORK, reason)
+
+    def must_fork(self, task: t.Any) -> str:
+        """Why the task, chosen for a fiber before, has been given to forks meanwhile; empty if it has not."""
+        engine, reason = self._by_task.get(task._uuid, (FIBER, ""))
+        return reason if engine == FORK else ""
+
     def strike(self, task: t.Any, cpu_s: float) -> None:
         """A fiber of this task ended; `cpu_s` was its longest slice without a wait."""
         if cpu_s > SLICE_LIMIT_S:
             count = self._strikes[task._uuid] = self._strikes.get(task._uuid, 0) + 1
             if count >= SLICE_STRIKES and self._adapter.spare_cores():
-                self._by_task[task._uuid] = (FORK, f"its fibers used more than {SLICE_LIMIT_S * 1000:.0f} ms of local CPU at a stretch")
+                self.fork_from_now_on(task, f"its fibers used more than {SLICE_LIMIT_S * 1000:.0f} ms of local CPU at a stretch")
 
     def _choose_by_action(self, task: t.Any) -> tuple[str, str]:
         try:

@@ -31,6 +31,10 @@ MAX_WAIT_S = 1.0
 _real_sleep = time.sleep
 
 
+class NeedsFork(BaseException):
+    """The task of the running fiber belongs into a forked worker; says why. Not an Exception: nobody on the way up may handle it."""
+
+
 class Fiber(greenlet.greenlet):
     """One task on one host, running inside the controller."""
 
@@ -43,6 +47,8 @@ class Fiber(greenlet.greenlet):
         self.error: BaseException | None = None  # to be raised at its next switch
         self.timer: int | None = None  # scheduler handle of the deadline it is parked with
         self.cpu_s = 0.0  # longest slice of local work without a wait
+        self.acted = False  # it has parked or told something: it cannot begin anew in a fork
+        self.fork_reason = ""  # why it had better been a fork
         # As a forked worker would: changes of context variables stay inside.
         self.gr_context = contextvars.copy_context()
 
@@ -92,6 +98,7 @@ class FiberHub:
             fiber.timer = self.scheduler.timer_add(int(deadline * 1e6), fiber.number * 2)
         fiber.woken = False
         fiber.parked = True
+        fiber.acted = True
         try:
             self.main.switch()
         finally:
@@ -131,6 +138,14 @@ class FiberHub:
         if is_value:
             return t.cast(T, value)
         raise value
+
+    def ask_for_fork(self, reason: str) -> None:
+        """Raise NeedsFork in the running fiber; if it has done something already that a fork would do again, only note that the next should be one."""
+        fiber = self.current()
+        if fiber is not None:
+            fiber.fork_reason = reason
+            if not fiber.acted:
+                raise NeedsFork(reason)
 
     def alarm(self, fiber: Fiber, seconds: float, error: BaseException) -> int:
         """Raise `error` in `fiber` after `seconds`, at its park. Returns a handle for `alarm_cancel`."""

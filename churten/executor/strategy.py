@@ -22,11 +22,13 @@ from ansible.utils.display import Display
 
 from churten import _core, waiting
 from churten.compat import adapter
+from churten.compat.contexts import separate
+from churten.compat.lookups import careful_lookups
 from churten.timings import stamps
 from churten.timings.workers import WorkerLog
 
-from .engine import FIBER, Engines
-from .hub import Fiber, FiberHub
+from .engine import FIBER, FORK, Engines
+from .hub import Fiber, FiberHub, NeedsFork
 
 display = Display()
 
@@ -132,13 +134,15 @@ class FiberStrategy:
         self._results = Results(self._hub.kick)
         self._jobs: dict[tuple[str, str], Job] = {}
         self._throttled: dict[int, Job] = {}
+        self._changing: collections.deque[Job] = collections.deque()  # from their fiber to a fork, which is started outside any fiber
         self._remaining: tuple[t.Any, ...] | None = None
         self._log = WorkerLog()
         self._log.started(self._parallel_limit if self._parallel_limit is not None else slots)
         waiting.set_hub(self._hub)
         try:
             self._adapter.wake_on_rpc(self, self._hub.kick)
-            with self._adapter.installed(self._hub, self._idle), fewer_collections():
+            lookups = frozenset(self._option("fiber_lookups") or ())
+            with self._adapter.installed(self._hub, self._idle), careful_lookups(self._hub, lookups), fewer_collections():
                 return super().run(iterator, play_context)  # type: ignore[misc]
         finally:
             hub, self._hub = self._hub, None  # type: ignore[assignment]
@@ -204,7 +208,8 @@ class FiberStrategy:
     def _start(self, job: Job) -> None:
         """Give the job a slot (waiting for one if need be) and run it."""
         while (slot := self._scheduler.slot_acquire()) < 0:
-            self._hub.turn(wait=True)
+            self._hub.turn(wait=not self._changing)
+            self._change_to_forks()
             self._adapter.process_rpc(self)
             if self._tqm._terminated:
                 self._pending_results -= 1
@@ -241,10 +246,18 @@ class FiberStrategy:
         self._tqm.send_callback("v2_runner_on_start", host, task)
 
         def body() -> None:
+            separate()
             stamps.enter(host.name, task._uuid)
             stamps.mark(host.name, task._uuid, "start")
             try:
+                if reason := self._engines.must_fork(task):
+                    raise NeedsFork(reason)
                 result = self._adapter.run_task(self, self._hub, host, task, _core.isolate(job.task_vars), job.play_context)
+            except NeedsFork as ex:
+                self._engines.fork_from_now_on(task, str(ex))
+                display.vvvv(f"engine: fork ({ex}) for {task.action}", host=host.name)
+                self._changing.append(job)
+                return
             except Exception as ex:
                 # Stock's worker would die here and end the run; one failed task is enough.
                 display.vvv(traceback.format_exc(), host=host.name)
@@ -252,16 +265,28 @@ class FiberStrategy:
             stamps.mark(host.name, task._uuid, "received")
             assert job.fiber is not None
             self._engines.strike(task, job.fiber.cpu_s)
+            if job.fiber.fork_reason:
+                self._engines.fork_from_now_on(task, job.fiber.fork_reason)
             with self._results_lock:
                 self._results.append(result)
             self._leave(job, result)
 
         job.fiber = self._hub.spawn(body)
 
-    def _start_fork(self, job: Job) -> None:
+    def _change_to_forks(self) -> None:
+        """Fibers that ended without doing anything: forks take their slots over."""
+        while self._changing:
+            job = self._changing.popleft()
+            job.engine = FORK
+            job.fiber = None
+            self._workers[job.slot] = None
+            stamps.engine(job.host.name, job.task._uuid, FORK, job.slot)
+            self._start_fork(job, announced=True)
+
+    def _start_fork(self, job: Job, announced: bool = False) -> None:
         # _queue_task of core counts it again.
         self._pending_results -= 1
-        worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context)
+        worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context, announced)
         if worker is None:
             self._scheduler.slot_release(job.slot)
             return
@@ -314,6 +339,7 @@ class FiberStrategy:
         wait = False
         while True:
             self._adapter.process_rpc(self)
+            self._change_to_forks()
             while self._released and self._scheduler.free:
                 self._start(self._released.popleft())
             self._hub.turn(wait=wait)

@@ -28,4 +28,17 @@ options:
               key: fiber_actions
         env:
             - name: CHURTEN_FIBER_ACTIONS
+    fiber_lookups:
+        description:
+            - Third-party lookup plugins (names as the plays write them) that may run inside the controller process. They should not wait for anything
+              and must not change the process's state.
+            - A task that uses any other third-party lookup runs in a forked worker, as under the built-in strategies.
+        type: list
+        elements: str
+        default: []
+        ini:
+            - section: churten
+              key: fiber_lookups
+        env:
+            - name: CHURTEN_FIBER_LOOKUPS
 """

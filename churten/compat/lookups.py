@@ -1,0 +1,50 @@
+"""Lookup plugins inside fibers: one that blocks would keep all other hosts waiting, where in stock's forks it only delays its own.
+
+Core's lookups that wait for something outside of the process run in a thread, while their fiber is parked. What a third-party lookup does nobody knows, so
+its task is given to a forked worker, like that of a third-party action; unless the option `fiber_lookups` names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import typing as t
+
+import ansible.plugins.lookup
+from ansible.plugins.loader import lookup_loader
+
+from churten import waiting
+from churten.executor.hub import FiberHub
+
+# Core's lookups that run a command or ask a server.
+WAITING = frozenset({"lines", "pipe", "url"})
+_CORE = os.path.dirname(ansible.plugins.lookup.__file__)
+
+
+@contextlib.contextmanager
+def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]:
+    """While active, lookups do not block fibers."""
+    stock = lookup_loader.get
+
+    def get(name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        plugin = stock(name, *args, **kwargs)
+        if plugin is None or hub.current() is None or kwargs.get("class_only"):
+            return plugin
+        folder, file = os.path.split(getattr(plugin, "_original_path", None) or "")
+        if folder != _CORE:
+            if name not in opted_in:
+                hub.ask_for_fork(f"third-party lookup {name}")
+        elif os.path.splitext(file)[0] in WAITING:
+            plugin.run = functools.partial(_aside, plugin.run)
+        return plugin
+
+    lookup_loader.get = get  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del lookup_loader.get  # the class's own shows again
+
+
+def _aside(run: t.Callable[..., t.Any], *args: t.Any, **kwargs: t.Any) -> t.Any:
+    return waiting.blocking(functools.partial(run, *args, **kwargs))
