@@ -21,6 +21,7 @@ if t.TYPE_CHECKING:
 
 # First version of each line -> module of its adapter, oldest first.
 LINES: dict[tuple[int, int], str] = {
+    (2, 16): "core_218",
     (2, 19): "core_219",
     (2, 21): "core_222",
 }
@@ -50,7 +51,8 @@ def adapter() -> Adapter:
             "set strategy = free if something looks wrong."
         )
     try:
-        module = importlib.import_module(f"{__name__}.{fitting[-1]}")
-    except (ImportError, AttributeError) as ex:
-        raise AnsibleError(f"churten {churten.__version__} does not fit ansible-core {release.__version__} ({ex}); a newer churten may.") from ex
-    return t.cast("Adapter", module.CoreAdapter())
+        found = importlib.import_module(f"{__name__}.{fitting[-1]}").CoreAdapter()
+        found.check()
+    except (ImportError, AttributeError, TypeError) as ex:
+        raise AnsibleError(f"churten {churten.__version__} does not fit ansible-core {release.__version__} ({ex}); a newer churten may.") from None
+    return t.cast("Adapter", found)

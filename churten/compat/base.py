@@ -6,6 +6,7 @@ import abc
 import contextlib
 import copy
 import functools
+import inspect
 import os
 import pickle
 import sys
@@ -19,11 +20,13 @@ import ansible.plugins.strategy.free
 import ansible.plugins.strategy.linear
 from ansible import constants as C
 from ansible import context
+from ansible.errors import AnsibleError
+from ansible.executor.task_executor import TaskExecutor
 from ansible.plugins import loader as plugin_loader
 from ansible.plugins.loader import action_loader, fragment_loader, module_loader
 from ansible.plugins.strategy import StrategyBase
 
-from .memo import ClassMemo, remembered_attributes, remembered_lookups, remembered_options
+from .memo import ClassMemo, remembered_lookups, remembered_options
 
 if t.TYPE_CHECKING:
     from churten.executor.hub import FiberHub
@@ -120,8 +123,22 @@ class Adapter(abc.ABC):
         ansible.plugins.strategy.free,
         ansible.plugins.strategy.linear,
     )
+    # What running tasks takes for granted beside the imports of an adapter: (object, name), and the arguments of TaskExecutor.
+    needs: tuple[tuple[t.Any, str], ...] = ()
+    executor_arguments = ""
     # Core's own actions that need a process of their own: they ask the user or talk to the controller over its RPC.
     fork_actions: frozenset[str] = frozenset({"pause"})
+
+    def check(self) -> None:
+        """AttributeError or TypeError if the running core lacks what this adapter needs, before a play relies on it."""
+        strategy = [(StrategyBase, name) for name in ("_queue_task", "_process_pending_results", "_execute_meta", "get_hosts_left", "add_tqm_variables")]
+        for thing, name in (*self.needs, *strategy):
+            getattr(thing, name)
+        takes = list(inspect.signature(TaskExecutor).parameters)
+        if takes != self.executor_arguments.split():
+            raise TypeError(f"TaskExecutor takes {', '.join(takes)}")
+        with self.installed(t.cast("FiberHub", types.SimpleNamespace(sleep=time.sleep)), lambda: None):
+            pass
 
     # --- what runs a task ---
 
@@ -138,13 +155,20 @@ class Adapter(abc.ABC):
     def fiber_timeouts(self, hub: FiberHub) -> t.Iterator[None]:
         """While active, the task keyword `timeout` inside fibers uses the hub's timers instead of SIGALRM."""
 
+    @abc.abstractmethod
     @contextlib.contextmanager
     def light_modules(self) -> t.Iterator[None]:
         """While active, modules for our connections are built without their wrapper program; see compat/modules.py."""
-        from .modules import light_modules
 
-        with light_modules():
-            yield
+    @abc.abstractmethod
+    @contextlib.contextmanager
+    def own_connections(self) -> t.Iterator[None]:
+        """While active, forked workers get our connections in place of ssh and local."""
+
+    @abc.abstractmethod
+    @contextlib.contextmanager
+    def remembered_keywords(self) -> t.Iterator[None]:
+        """While active, plain keywords of tasks are validated once; see compat/memo.py."""
 
     def process_rpc(self, strategy: t.Any) -> None:
         """Serve requests of forked workers, where the core has such."""
@@ -157,8 +181,16 @@ class Adapter(abc.ABC):
         """`ok`, `changed`, `skipped`, `failed` or `unreachable`; `unknown` for None."""
 
     @abc.abstractmethod
+    def result_host(self, result: t.Any) -> t.Any:
+        """The host object of a result in `strategy._results`."""
+
+    @abc.abstractmethod
     def engine(self, strategy: t.Any, task_vars: dict[str, t.Any]) -> t.Any:
         """A template engine over `task_vars`."""
+
+    def throttle_error(self, task: t.Any, cause: Exception) -> AnsibleError:
+        """What core raises from `cause` for a throttle that is no number."""
+        return AnsibleError("Failed to convert the throttle value to an integer.", obj=task.throttle)
 
     # --- shared by all lines ---
 
@@ -183,41 +215,43 @@ class Adapter(abc.ABC):
     @contextlib.contextmanager
     def installed(self, hub: FiberHub, idle: t.Callable[[], None]) -> t.Iterator[None]:
         """Everything that core must see differently while one of our strategies runs; undone on exit, and in forked workers as far as it matters."""
-        real_sleep, real_namespace = time.sleep, plugin_loader.get_plugin_loader_namespace
+        real_sleep = time.sleep
         shim = StrategyTime(idle)
         try:
             for module in self.strategy_modules:
                 if hasattr(module, "time"):
                     module.time = shim  # type: ignore[attr-defined]
             time.sleep = hub.sleep  # type: ignore[assignment]
-            plugin_loader.get_plugin_loader_namespace = self.namespace
             os_hook = functools.partial(setattr, time, "sleep", real_sleep)
             _restore_in_child.append(os_hook)
             with (
                 self.fiber_timeouts(hub),
+                self.own_connections(),
                 self.light_modules(),
                 remembered_options(),
-                remembered_attributes(),
+                self.remembered_keywords(),
                 remembered_lookups(),
             ):
                 yield
         finally:
             _restore_in_child.clear()
-            plugin_loader.get_plugin_loader_namespace = real_namespace
             time.sleep = real_sleep
             for module in self.strategy_modules:
                 if hasattr(module, "time"):
                     module.time = time  # type: ignore[attr-defined]
 
-    def namespace(self) -> types.SimpleNamespace:
-        """The plugin loaders a TaskExecutor uses, with our connections in place of ssh and local."""
-        return _namespace()
-
     def fiber_task(self, task: t.Any) -> t.Any:
-        """A copy that TaskExecutor may change, as it changes its own in a fork."""
+        """A copy that TaskExecutor may change, as it changes its own in a fork: with blocks and includes around it, which validating changes too."""
         mine = task.copy(exclude_parent=True, exclude_tasks=True)
-        mine._parent = task._parent
+        child, parent = mine, task._parent
+        while parent is not None:
+            child._parent = _shallow(parent)
+            child, parent = child._parent, child._parent._parent
         return mine
+
+    def fiber_play_context(self, play_context: t.Any) -> t.Any:
+        """The same for the play context: if a keyword of it cannot be templated, core goes on with the one it was given."""
+        return _shallow(play_context)
 
     @contextlib.contextmanager
     def fiber_loader(self, loader: t.Any) -> t.Iterator[t.Any]:
@@ -316,16 +350,15 @@ def _after_fork_in_child() -> None:
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
-_core_namespace = plugin_loader.get_plugin_loader_namespace
 
-
-def _namespace() -> types.SimpleNamespace:
-    # Core hands out one namespace for the whole process: ours must be a copy.
-    namespace = types.SimpleNamespace(**vars(_core_namespace()))
-    namespace.connection_loader = _connections(namespace.connection_loader)
-    return namespace
+def _shallow(thing: t.Any) -> t.Any:
+    """Another object of the same class with the same attributes."""
+    copied = object.__new__(type(thing))
+    copied.__dict__.update(thing.__dict__)
+    return copied
 
 
 @functools.cache
-def _connections(loader: t.Any) -> ConnectionLoader:
+def connections(loader: t.Any) -> ConnectionLoader:
+    """`loader` (core's connection loader) with ours in place of ssh and local."""
     return ConnectionLoader(loader)

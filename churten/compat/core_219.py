@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import typing as t
 
 from ansible._internal import _task
-from ansible._internal._errors import _error_utils, _task_timeout
-from ansible._internal._templating._engine import TemplateEngine
+from ansible._internal._errors import _error_utils
 from ansible.errors import AnsibleError
 from ansible.executor.task_executor import TaskExecutor
 from ansible.executor.task_result import _RawTaskResult
+from ansible.plugins.strategy import StrategyBase
 
 from churten.executor.hub import FiberHub
 
-from .alarms import fiber_alarms
-from .base import Adapter, FiberQueue
+from .base import FiberQueue
+from .line_219 import Line219
 
 
-class CoreAdapter(Adapter):
+class CoreAdapter(Line219):
     """See the module's text; follows executor/process/worker.py of these lines."""
+
+    needs = ((StrategyBase, "_convert_wire_task_result_to_raw"), (_RawTaskResult, "as_wire_task_result"), (_task, "TaskContext"))
+    executor_arguments = "host task job_vars play_context loader shared_loader_obj final_q variable_manager"
 
     def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
         def convert(raw: t.Any) -> t.Any:
@@ -35,7 +37,7 @@ class CoreAdapter(Adapter):
                 host,
                 task,
                 task_vars,
-                play_context,
+                self.fiber_play_context(play_context),
                 loader,
                 self.namespace(),
                 t.cast(t.Any, FiberQueue(hub, callback)),
@@ -61,13 +63,5 @@ class CoreAdapter(Adapter):
                 return name
         return "ok"
 
-    def engine(self, strategy: t.Any, task_vars: dict[str, t.Any]) -> t.Any:
-        return TemplateEngine(loader=strategy._loader, variables=task_vars)
-
     def lost_result(self, strategy: t.Any, host: t.Any, task: t.Any, message: str) -> t.Any:
         return _RawTaskResult(host=host, task=task, return_data={"failed": True, "changed": False, "msg": message}, task_fields=task.dump_attrs())
-
-    @contextlib.contextmanager
-    def fiber_timeouts(self, hub: FiberHub) -> t.Iterator[None]:
-        with fiber_alarms(_task_timeout.TaskTimeoutError, hub):
-            yield

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import typing as t
 
 from ansible._internal import _task
-from ansible._internal._errors import _task_timeout
 from ansible._internal._task import HostTaskResult
-from ansible._internal._templating._engine import TemplateEngine
 from ansible._internal._worker._inventory_rpc import InventoryRPC
 from ansible.errors import AnsibleError
 from ansible.executor.task_executor import TaskExecutor
 from ansible.inventory.host import Host
 from ansible.playbook.task import Task
+from ansible.plugins.strategy import StrategyBase
 
 from churten.executor.hub import FiberHub
 
-from .alarms import fiber_alarms
-from .base import Adapter, FiberQueue
+from .base import FiberQueue
+from .line_219 import Line219
 
 
 class DirectInventory:
@@ -41,8 +39,17 @@ class WakingQueue(queue.Queue[t.Any]):
         self._kick()
 
 
-class CoreAdapter(Adapter):
+class CoreAdapter(Line219):
     """See the module's text; follows executor/process/worker.py of these lines."""
+
+    needs = (
+        (StrategyBase, "_convert_wire_task_result_to_host_task_result"),
+        (StrategyBase, "_process_rpc_queue"),
+        (_task.TaskContext, "create"),
+        (_task.WireTaskResult, "create"),
+        (_task.UnifiedTaskResult, "create_from_action_exception"),
+    )
+    executor_arguments = "host play_context loader shared_loader_obj final_q variable_manager"
 
     def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
         def wire(the_host: t.Any, the_task: t.Any, utr: t.Any) -> t.Any:
@@ -65,7 +72,7 @@ class CoreAdapter(Adapter):
             context.__dict__["inventory_rpc_client"] = DirectInventory
             task.squash()
             utr = TaskExecutor(
-                host, play_context, loader, self.namespace(), t.cast(t.Any, FiberQueue(hub, callback)), strategy._variable_manager
+                host, self.fiber_play_context(play_context), loader, self.namespace(), t.cast(t.Any, FiberQueue(hub, callback)), strategy._variable_manager
             ).run()
             utr.finalize_registered_values()
             task.ignore_errors = utr.ignore_errors
@@ -95,18 +102,11 @@ class CoreAdapter(Adapter):
                 return name
         return "ok"
 
-    def engine(self, strategy: t.Any, task_vars: dict[str, t.Any]) -> t.Any:
-        return TemplateEngine(loader=strategy._loader, variables=task_vars)
-
     def lost_result(self, strategy: t.Any, host: t.Any, task: t.Any, message: str) -> t.Any:
         task = self.fiber_task(task)
         with _task.TaskContext.create(task=task, task_vars={}, host_name=host.name):
             return HostTaskResult(host=host, task=task, utr=self._failed(AnsibleError(message)))
 
-    @contextlib.contextmanager
-    def fiber_timeouts(self, hub: FiberHub) -> t.Iterator[None]:
-        with fiber_alarms(_task_timeout.TaskTimeoutError, hub):
-            yield
 
     def process_rpc(self, strategy: t.Any) -> None:
         strategy._process_rpc_queue()

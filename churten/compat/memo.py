@@ -29,11 +29,11 @@ _LIMIT = 10_000
 
 
 class OptionMemo:
-    """Stands for `C.config.get_plugin_options_and_origins`."""
+    """Stands for `C.config.get_plugin_options_and_origins`, or `get_plugin_options`."""
 
-    def __init__(self, stock: t.Callable[..., tuple[dict[str, t.Any], dict[str, t.Any]]]) -> None:
+    def __init__(self, stock: t.Callable[..., t.Any]) -> None:
         self._stock = stock
-        self._known: dict[t.Any, tuple[dict[str, t.Any], dict[str, t.Any]]] = {}
+        self._known: dict[t.Any, t.Any] = {}  # a dict, or a tuple of two
         self._keywords: dict[tuple[str, str], tuple[str, ...]] = {}
         self._environ: dict[t.Any, t.Any] = {}
 
@@ -50,12 +50,11 @@ class OptionMemo:
         except TypeError:  # something that cannot be a key
             return self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct)
         if known is None:
-            options, origins = self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct)
-            known = _core.isolate(options), dict(origins)
+            known = _core.isolate(self._stock(plugin_type, name, keys=keys, variables=variables, direct=direct))
             if len(self._known) >= _LIMIT:
                 self._known.clear()
             self._known[key] = known
-        return _core.isolate(known[0]), dict(known[1])
+        return _core.isolate(known)
 
     def _chosen(self, plugin_type: str, name: str, keys: t.Any) -> tuple[t.Any, ...]:
         """What of the task's keywords can reach an option of this plugin: its options' names, aliases and keywords."""
@@ -83,15 +82,17 @@ def _frozen(value: t.Any) -> tuple[type, t.Any]:
 def remembered_options() -> t.Iterator[None]:
     """While active, plugin options are resolved once per set of inputs."""
     config = C.config
-    config.get_plugin_options_and_origins = OptionMemo(config.get_plugin_options_and_origins)
+    # 2.17 and earlier know no origins of options.
+    name = "get_plugin_options_and_origins" if hasattr(config, "get_plugin_options_and_origins") else "get_plugin_options"
+    setattr(config, name, OptionMemo(getattr(config, name)))
     try:
         yield
     finally:
-        del config.get_plugin_options_and_origins  # the class's own shows again
+        delattr(config, name)  # the class's own shows again
 
 
 class AttributeMemo:
-    """Stands for `FieldAttributeBase.post_validate_attribute`.
+    """Stands for `FieldAttributeBase.post_validate_attribute` (core 2.19 and later).
 
     Remembers, for one attribute and one value *object*, what validating it gave, if that cannot depend on anything else: the value is a scalar without a
     template and the attribute has no validator of its own. Tasks are copied for each host, but their values are the same objects.
@@ -178,7 +179,8 @@ def remembered_lookups() -> t.Iterator[None]:
         found = known.get(key)
         if found is None:
             found = stock(self, name, mod_type, ignore_deprecated, check_aliases, collection_list)
-            remarks = found.deprecated or found.deprecation_warnings or found.raw_error_list or found.removal_date or found.removal_version
+            errors = found.raw_error_list if hasattr(found, "raw_error_list") else found.error_list  # 2.18 and earlier: texts
+            remarks = found.deprecated or found.deprecation_warnings or errors or found.removal_date or found.removal_version
             if found.resolved and not remarks:
                 known[key] = found
         return found

@@ -185,7 +185,7 @@ class FiberStrategy:
         try:
             throttle = int(template(task.throttle))
         except Exception as ex:
-            raise AnsibleError("Failed to convert the throttle value to an integer.", obj=task.throttle) from ex
+            raise self._adapter.throttle_error(task, ex) from ex
         if task.run_once and not isinstance(self, FreeFiberStrategy):
             throttle = 0
         job = Job(host, task, task_vars, play_context, throttle)
@@ -416,7 +416,7 @@ class FreeFiberStrategy(FiberStrategy):
         self._handed = []
         with self._results_lock:
             self._turn_results = len(self._results)
-            arrived = {result.host.name: result.host for result in self._results}
+            arrived = {host.name: host for host in map(self._adapter.result_host, self._results)}
         self._hand_out(lambda host: host.name not in base and host.name not in arrived)
         left = [host for name, host in arrived.items() if name not in base]
         if not left:
@@ -459,6 +459,8 @@ class FreeFiberStrategy(FiberStrategy):
 
     def _process_pending_results(self, iterator: t.Any, one_pass: bool = False, max_passes: int | None = None) -> list[t.Any]:
         """Core's own, for the results that were there when the pass began: it adds included tasks only to hosts of its pass."""
+        if self._hub is None:
+            return super()._process_pending_results(iterator, one_pass=one_pass, max_passes=max_passes)  # type: ignore[misc,no-any-return]
         later: list[t.Any] = []
         if self._turn_results != self._unlimited:
             with self._results_lock:
@@ -469,8 +471,7 @@ class FreeFiberStrategy(FiberStrategy):
             with self._results_lock:
                 self._results.extend(reversed(later))
         handed = {host.name for host in self._handed}
-        for result in results:
-            host = result.host
+        for host in map(self._adapter.result_host, results):
             if not self._blocked_hosts.get(host.name) and host.name not in handed and self._waiting is not None:
                 self._enqueue(host)
         return t.cast("list[t.Any]", results)

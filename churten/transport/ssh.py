@@ -86,6 +86,8 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, StockConnect
     def _unreachable(self, failure: pool.PoolFailure, in_data: bytes | None) -> Exception:
         text = ssh_words(failure, self._plan.spec)
         if in_data:
+            # ssh ends its lines so; core 2.19 and later strip it, here as there.
+            text = text.rstrip() + "\r\n"
             return AnsibleConnectionFailure(
                 f'Data could not be sent to remote host "{self.host}". Make sure this host can be reached over ssh: {text}'
             )

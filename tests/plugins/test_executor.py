@@ -256,17 +256,58 @@ def test_templates_cannot_change_the_controllers_variables(run):
     assert mine.stdout == stock.stdout and mine.returncode == stock.returncode == 0
 
 
-def test_a_core_that_is_too_old_gets_the_built_in_strategy(run):
-    (run.dir / "sitecustomize.py").write_text(
-        "import ansible.release\nimport churten.compat as compat\ncompat.LINES = {(99, 0): 'core_219'}\n"
-    )
-    play = """
-    - hosts: all
-      gather_facts: false
-      tasks:
-        - debug: msg=works
-    """
-    done = run(play, PYTHONPATH=f"{run.dir}:{ROOT}")
-    assert done.returncode == 0, done.stdout + done.stderr
+FALLBACK = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - debug: msg=works
+"""
+
+
+def runs_the_built_in_strategy(run, site, sentence):
+    """A play runs by the built-in strategy, with one clear sentence and no trace, if `site` has changed core and churten before."""
+    (run.dir / "sitecustomize.py").write_text("import ansible.release\nimport churten.compat as compat\n" + site)
+    done = run(FALLBACK, PYTHONPATH=f"{run.dir}:{ROOT}")
+    words = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, words
     assert "works" in done.stdout
-    assert "The built-in strategy free runs this play" in (done.stdout + done.stderr).replace("\n", " ")
+    assert "The built-in strategy free runs this play" in words and sentence in words
+    assert "Traceback" not in words
+
+
+def test_a_core_that_is_too_old_gets_the_built_in_strategy(run):
+    runs_the_built_in_strategy(run, "compat.LINES = {(99, 0): 'core_219'}\n", "strategies need ansible-core 99.0 or newer")
+
+
+def test_a_newer_core_runs_through_the_newest_adapter_with_one_warning(run):
+    (run.dir / "sitecustomize.py").write_text(
+        "import ansible.release\nimport churten.compat as compat\n"
+        "compat.LINES = {(2, 0): compat.LINES[max(k for k in compat.LINES if k <= compat.core_version())]}\n"
+        "compat.core_version = lambda: (2, 99)\n"
+    )
+    done = run(FALLBACK + FALLBACK, "-vvvv", PYTHONPATH=f"{run.dir}:{ROOT}")
+    words = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 0, words
+    assert words.count("churten does not know ansible-core") == 1
+    assert words.count("engine: fiber") == 2
+
+
+# What a newer core could have changed without harm to itself.
+OTHER_CORES = {
+    "adapter of another line": "compat.LINES = {(2, 0): 'core_222' if compat.core_version() < (2, 21) else 'core_219'}\n",
+    "arguments of TaskExecutor": """
+from ansible.executor.task_executor import TaskExecutor
+stock = TaskExecutor.__init__
+def init(self, *args, news=None, **kwargs):
+    stock(self, *args, **kwargs)
+TaskExecutor.__init__ = init
+""",
+    "a method of actions": "from ansible.plugins.action import ActionBase\ndel ActionBase._configure_module\n",
+}
+
+
+@pytest.mark.parametrize("change", OTHER_CORES.values(), ids=OTHER_CORES)
+def test_a_newer_core_without_its_private_names_gets_the_built_in_strategy(run, change):
+    newer = "compat.LINES = {(2, 0): compat.LINES[max(k for k in compat.LINES if k <= compat.core_version())]}\n"
+    site = newer + change + "ansible.release.__version__ = '2.99.0'\n"
+    runs_the_built_in_strategy(run, site, "does not fit ansible-core 2.99.0")
