@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "log.h"
 
@@ -20,6 +21,8 @@
 #define DEFAULT_ALIVE_MS 15000
 #define DEFAULT_ALIVE_N  3
 #define DEFAULT_OPEN_MS  30000
+#define SESSION_FDS      4 /* at most, for long; kept libssh sessions: 2 */
+#define SPARE_FDS        32
 
 void
 fail_set(struct fail *fail, const char *class, const char *layer,
@@ -459,9 +462,10 @@ session_retire(struct session *session)
     session_check(session);
 }
 
+/* Without a link if it is to be refused. */
 static struct session *
 session_new(struct ch_pool *pool, struct ch_link_options *o,
-            struct spec_reader *spec, const char *key)
+            struct spec_reader *spec, const char *key, int refused)
 {
     struct session *s = calloc(1, sizeof(*s));
 
@@ -475,7 +479,7 @@ session_new(struct ch_pool *pool, struct ch_link_options *o,
     ch_list_init(&s->in_pool);
     s->key = strdup(key);
     s->name = strdup(o->name != NULL ? o->name : "?");
-    s->transport = strdup(o->transport);
+    s->transport = strdup(o->transport != NULL ? o->transport : "?");
     s->alive_interval_ms =
         spec_number(spec, "alive_interval_ms", DEFAULT_ALIVE_MS, 0, 86400000);
     s->alive_count =
@@ -486,8 +490,10 @@ session_new(struct ch_pool *pool, struct ch_link_options *o,
         session_free(s);
         return NULL;
     }
-    s->link = ch_link_new(pool->loop, o, &session_link_events, s);
-    if (s->link == NULL) {
+    if (!refused) {
+        s->link = ch_link_new(pool->loop, o, &session_link_events, s);
+    }
+    if (!refused && s->link == NULL) {
         session_unlist(s);
         session_free(s);
         return NULL;
@@ -518,6 +524,17 @@ options_problem(const struct ch_link_options *o)
     return NULL;
 }
 
+/* Whether another session could find no descriptor left. */
+static int
+pool_is_full(const struct ch_pool *pool)
+{
+    struct rlimit nofile;
+
+    return getrlimit(RLIMIT_NOFILE, &nofile) == 0 &&
+           (pool->n_live + 1) * SESSION_FDS + pool->n_clients + SPARE_FDS >
+               nofile.rlim_cur;
+}
+
 static int
 session_join(struct client *client, const struct ch_frame *frame,
              struct ch_link_options *o, struct spec_reader *spec,
@@ -527,16 +544,14 @@ session_join(struct client *client, const struct ch_frame *frame,
         ch_table_find(&client->pool->sessions, key, strlen(key));
     const char *problem = options_problem(o);
     int reused = session != NULL;
-    struct fail fail;
     int r;
 
-    if (session == NULL && problem != NULL) {
-        fail_set(&fail, "unsupported", "pool", problem);
-        client_failed(client, frame->session, 0, frame->request, &fail, 0);
-        return CH_OK;
+    if (problem == NULL && pool_is_full(client->pool)) {
+        problem = "the pool's limit of open files leaves no room for another "
+                  "session (ulimit -Hn)";
     }
     if (session == NULL) {
-        session = session_new(client->pool, o, spec, key);
+        session = session_new(client->pool, o, spec, key, problem != NULL);
     }
     if (session == NULL) {
         return CH_ERR_NOMEM;
@@ -546,6 +561,9 @@ session_join(struct client *client, const struct ch_frame *frame,
     r = attach_new(client, session, frame, reused);
     if (r != CH_OK && session->n_attaches == 0) {
         session_fail(session, "reset", "pool", ch_strerror(r));
+    } else if (r == CH_OK && !reused && problem != NULL) {
+        /* What the client has sent after its OPEN hears the same. */
+        session_fail(session, "unsupported", "pool", problem);
     }
     return r;
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -545,6 +546,8 @@ def test_specs_the_pool_cannot_use(pool):
     assert talk.failed(talk.open(transport="carrier-pigeon"))[0] == "unsupported"
     assert talk.failed(talk.open(argv=[]))[0] == "unsupported"
     assert talk.failed(talk.open(transport="libssh", argv=[]))[0] == "unsupported"
+    sent = [talk.open(transport="carrier-pigeon"), talk.start(), talk.exec("true")]  # without waiting for the first answer
+    assert [talk.failed(number)[0] for number in sent] == ["unsupported"] * 3
     talk.begin()
     assert works(talk, 1)
 
@@ -626,6 +629,16 @@ def test_a_session_is_kept_for_the_next_client(pool):
     one.client.close()
     two = pool.talk()
     assert two.begin()["pid"] == pid
+
+
+def test_no_session_beyond_the_limit_of_open_files(pool):
+    talk = pool.talk()
+    resource.prlimit(talk.status()["pid"], resource.RLIMIT_NOFILE, (44, 44))
+    opened = [talk.final(talk.open(number, key=f"s{number}")).type for number in (1, 2)]
+    assert opened == [OPENED, OPENED]
+    cls, layer, words, started = talk.failed(talk.open(3, key="s3"))
+    assert (cls, layer, started) == ("unsupported", "pool", "0") and "open files" in words
+    assert talk.final(talk.open(4, key="s1")).type == OPENED  # joins the first
 
 
 # --- the process ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -118,6 +119,21 @@ def test_a_killed_pool_ends_what_it_carried_and_a_new_one_serves_the_next_task(p
     assert all(status == "unreachable" for (_host, task), status in found.items() if task == "nap"), run.text
     assert all(status == "ok" for (_host, task), status in found.items() if task == "after"), run.text
     assert len(found) == 4 and run.rc == 0, run.text
+
+
+def test_hosts_for_which_the_pool_has_no_room_go_the_stock_way(play, lab, pool_dir):
+    from churten.transport.pool import STATUS, Pool
+
+    pid = json.loads(Pool.get().control(STATUS).stdout)["pid"]
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE, (33, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+    try:
+        text = "- hosts: lab\n  gather_facts: false\n  tasks:\n    - meta: reset_connection\n    - command: echo there\n"
+        run = play(text, "ssh", "-vvv", env={"ANSIBLE_STRATEGY": "churten.core.free"})
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert run.rc == 0, run.text
+    assert run.text.count("leaves no room for another session") >= 2
+    assert sorted(line["status"] for line in run.results if line["task"] == "command") == ["ok", "ok"] or "changed" in run.text
 
 
 def test_an_idle_controller_uses_no_cpu(play, lab):
