@@ -47,6 +47,39 @@ class TerminalMemo:
 _asks_for_terminal: dict[tuple[str | None, ...], bool] = {}
 
 
+# Variables of options that the built-in plugins do not have.
+OWN_VARIABLES = ("ansible_churten_transport", "ansible_churten_become")
+
+
+class OwnVariables:
+    """Mixin before a built-in plugin's class: its own variables work, but core does not list them.
+
+    Core copies every variable it lists for a connection into the result of a delegated task, set or not.
+    """
+
+    def _resolve_option_variables(self, variables: t.Any, templar: t.Any) -> t.Any:
+        found = super()._resolve_option_variables(variables, templar)  # type: ignore[misc]
+        for name in OWN_VARIABLES:
+            if name in variables:
+                try:
+                    found[name] = templar.template(variables[name])
+                except Exception as ex:
+                    if type(ex).__name__ != "AnsibleValueOmittedError":  # 2.19 and later: it is as if it were not set
+                        raise
+        return found
+
+
+_core_plugin_vars = C.config.get_plugin_vars
+
+
+def _plugin_vars(plugin_type: str, name: str) -> list[str]:
+    """`C.config.get_plugin_vars` without our own variables."""
+    return [var for var in _core_plugin_vars(plugin_type, name) if var not in OWN_VARIABLES]
+
+
+C.config.get_plugin_vars = _plugin_vars
+
+
 def ssh_password(connection: t.Any) -> str | None:
     """The connection password, from wherever the built-in ssh plugin takes it."""
     return connection.get_option("password") or connection._play_context.password or None

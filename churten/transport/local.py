@@ -23,7 +23,7 @@ _SAME = "^(Uid|Gid|Groups|CapEff|CapBnd|NoNewPrivs|Max (cpu|[abd-z]))"
 _broken: dict[str, str] = {}  # route key -> why its agent does not start
 
 
-class LocalConnection(WarmConnection, StockConnection):
+class LocalConnection(WarmConnection, core.OwnVariables, StockConnection):
     """See `plugins/connection/local.py`."""
 
     transport = "local"  # action plugins ask for this name

@@ -19,7 +19,7 @@ REQUESTS_KEPT = 20_000
 _requests: dict[tuple[object, ...], options.Request] = {}
 
 
-class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, StockConnection):  # type: ignore[has-type]
+class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, core.OwnVariables, StockConnection):  # type: ignore[has-type]
     """See `plugins/connection/ssh.py`."""
 
     transport = "ssh"  # action plugins ask for this name

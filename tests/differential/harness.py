@@ -17,6 +17,7 @@ meta.yml of a play (all optional):
   ignore: {key path glob: reason}   values of this play that are not comparable
   build: [cc, ...]  a command run in the work folder before the play
   stdout: false     stdout is not compared (very verbose runs)
+  stdin: text       what the user types, through a pipe
   forbidden: [...]  texts that must be in no output of any run
   quick: true       part of `make test` in mode churten-free; a list names the modes
 """
@@ -39,6 +40,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,7 @@ TEXTS: list[tuple[str, str, str]] = [
     (r"\b(\d{1,3}(?:\.\d{1,3}){3}) \d{4,5} (2200)\b", r"\1 <port> \2", "SSH_CLIENT: client port"),
     (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "<uuid>", "object ids: random"),
     (r"\A\.[a-z0-9_]{8}\Z", ".<n>", "_original_basename of a copy with content: tempfile"),
+    (r"(maximum recursion depth exceeded) (in \w+|while calling a Python object)", r"\1", "which function was the last depends on the stack below"),
     (r"Paused for [\d.]+ ", "Paused for <time> ", "pause says how long it was"),
     (r"0x[0-9a-f]{8,16}", "0x<address>", "addresses in repr()"),
     (r"\b[a-z]{16,40}(?=\s*; /|\W*BECOME)", "<become>", "become marker: random"),
@@ -217,7 +220,7 @@ class Play:
     def load(cls, path: Path) -> Play:
         file = path / "meta.yml"
         meta = yaml.safe_load(file.read_text()) if file.exists() else {}
-        known = "hosts forks playbooks args env modes exit recap ordered vars ignore quick stdout forbidden build".split()
+        known = "hosts forks playbooks args env modes exit recap ordered vars ignore quick stdin stdout forbidden build".split()
         unknown = set(meta or {}) - set(known)
         if unknown:
             raise ValueError(f"{file}: unknown keys {sorted(unknown)}")
@@ -342,6 +345,9 @@ def stdout_blocks(text: str) -> dict[str, list[str]]:
     for line in text.splitlines():
         if re.match(r"^(PLAY|TASK|RUNNING HANDLER)\b", line):
             current = None
+        elif line.startswith("NO MORE HOSTS LEFT"):
+            current = None
+            blocks.setdefault("", []).append(line)
         elif line.startswith("[ERROR]"):
             ahead = [line]
         elif BLOCK.match(line) and (found := HOST_IN_LINE.search(line)):
@@ -518,7 +524,7 @@ class Runner:
         self.bin = Path(bin_dir) if bin_dir else Path(sys.executable).parent
         self.core = _core_version(self.bin)
         TEXT_RULES[len(TEXTS) :] = [(re.compile(pattern), text) for last, pattern, text, _ in LINE_TEXTS if self.core <= last]
-        self.web = http.server.ThreadingHTTPServer(("127.0.0.1", 18079 if keep else 0), _Web)
+        self.web = http.server.ThreadingHTTPServer(("127.0.0.1", 18000 + zlib.crc32(str(base).encode()) % 1000 if keep else 0), _Web)
         threading.Thread(target=self.web.serve_forever, daemon=True).start()
         self.homes = [path for path in (lab.dir / "home", lab.dir / "home-pw") if path.is_dir()]
         self.uids = {path.stat().st_uid for path in self.homes if path.stat().st_uid != 0}
@@ -624,11 +630,17 @@ class Runner:
         if (work / "inventory.yml").exists():
             words += ["-i", str(work / "inventory.yml")]
         words += [*map(str, play.meta.get("args") or []), *(play.meta.get("playbooks") or ["playbook.yml"])]
-        rc = _execute(words, work, env, out)
+        if mode.strategy.startswith("churten."):
+            _own_strategies(work)
+        rc = self.execute(words, work, env, out, str(play.meta.get("stdin", "")))
         if (self.base / "record.jsonl").exists():
             (self.base / "record.jsonl").rename(out / "record.jsonl")
         _settle()
         return self._outcome(mode, rc, work, out)
+
+    def execute(self, words: list[str], cwd: Path, env: dict[str, str], out: Path, typed: str) -> int:
+        """Runs words with output to files below `out`; returns the exit code."""
+        return _execute(words, cwd, env, out, typed)
 
     def _outcome(self, mode: Mode, rc: int, work: Path, out: Path) -> Outcome:
         hosts: dict[str, list[dict[str, Any]]] = {}
@@ -747,12 +759,25 @@ def _command_line(pid: str) -> bytes:
         return b""
 
 
-def _execute(words: list[str], cwd: Path, env: dict[str, str], out: Path) -> int:
+def _own_strategies(work: Path) -> None:
+    """Plays that name a built-in strategy get the one of ours instead."""
+    for path in work.glob("*.yml"):
+        text = path.read_text()
+        changed = re.sub(r"(?m)^(\s+strategy: )(linear|free|host_pinned)$", r"\1churten.core.\2", text)
+        if changed != text:
+            path.write_text(changed)
+
+
+def _execute(words: list[str], cwd: Path, env: dict[str, str], out: Path, typed: str = "") -> int:
     """Runs words with output to files below `out`; a run past its deadline is aborted with a traceback in stderr."""
     (out / "command").write_text(json.dumps({"argv": words, "cwd": str(cwd), "env": env}, indent=1))
     with open(out / "stdout", "wb") as stdout, open(out / "stderr", "wb") as stderr:
-        process = subprocess.Popen(words, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
+        given = subprocess.PIPE if typed else subprocess.DEVNULL
+        process = subprocess.Popen(words, cwd=cwd, env=env, stdin=given, stdout=stdout, stderr=stderr, start_new_session=True)
         try:
+            if process.stdin:
+                process.stdin.write(typed.encode())
+                process.stdin.close()
             return process.wait(timeout=RUN_SECONDS)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGABRT)  # faulthandler writes where it hangs
