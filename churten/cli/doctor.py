@@ -1,0 +1,106 @@
+"""`churten doctor HOST`: how churten reaches a host and runs its tasks, and which setting decided it.
+
+Nothing is guessed: it runs one real task (core's `setup`, the facts about Python and the account) with `ansible` under churten.core.free, and reports what
+that run logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import typing as t
+from pathlib import Path
+
+DEADLINE_S = 180.0
+_FACTS = "gather_subset=!all,!min,python,user"
+_LOGGED = re.compile(r"^<[^>]*> (engine|churten): (.*)$", re.MULTILINE)
+_RESULT = re.compile(r"^(\S+) \| (SUCCESS|CHANGED|FAILED|UNREACHABLE)!? =>\s*(\{.*)", re.MULTILINE | re.DOTALL)
+_EXIT_CODES = {"SUCCESS": 0, "CHANGED": 0, "FAILED": 2, "UNREACHABLE": 4}
+
+
+def add_parser(subparsers: t.Any) -> None:
+    """Add `doctor` to the parser of the `churten` command."""
+    parser = subparsers.add_parser("doctor", help="how churten reaches a host, and which setting decided it")
+    parser.add_argument("host", metavar="HOST", help="one host of the inventory")
+    parser.add_argument(
+        "options", metavar="...", nargs=argparse.REMAINDER, help="options for `ansible`: -i INVENTORY, -b, --become-method, -e, ..."
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the task and print the report; 0, 4 for an unreachable host, 2 for a failed task, 1 if `ansible` itself does not work."""
+    try:
+        text = ask(arguments.host, arguments.options)
+    except (OSError, subprocess.TimeoutExpired) as ex:
+        print(f"churten doctor: {ex}", file=sys.stderr)
+        return 1
+    found = _RESULT.search(text)
+    if found is None:
+        print(f"churten doctor: `ansible` gave no result for {arguments.host}:\n{text.strip()[-2000:]}", file=sys.stderr)
+        return 1
+    for name, value in report(found[2], result_of(found[3]), _LOGGED.findall(text[: found.start()])):
+        print(f"{name:<12} {value}")
+    return _EXIT_CODES[found[2]]
+
+
+def ask(host: str, options: list[str]) -> str:
+    """What `ansible` prints for the task."""
+    beside = Path(sys.executable).with_name("ansible")
+    executable = str(beside) if beside.exists() else shutil.which("ansible")
+    if executable is None:
+        raise FileNotFoundError("ansible was not found beside this Python nor in PATH: install ansible-core there")
+    environment = {
+        **os.environ,
+        "ANSIBLE_STRATEGY": "churten.core.free",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "0",
+        "ANSIBLE_DEPRECATION_WARNINGS": "0",
+    }
+    words = [executable, host, *options, "-m", "ansible.builtin.setup", "-a", _FACTS, "-vvvv"]
+    done = subprocess.run(
+        words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=DEADLINE_S, text=True, errors="replace"
+    )
+    return done.stdout
+
+
+def result_of(text: str) -> dict[str, t.Any]:
+    """The JSON object at the beginning of `text`."""
+    try:
+        value, _end = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def report(status: str, result: dict[str, t.Any], logged: list[tuple[str, str]]) -> t.Iterator[tuple[str, str]]:
+    """(name, value) of each line. `logged`: what the run said with `engine:` and `churten:`."""
+    said = [text for kind, text in logged if kind == "churten"]
+    yield "result", status.lower() + (f": {result.get('msg', '')}" if status in ("FAILED", "UNREACHABLE") else "")
+    engine = next((text for kind, text in logged if kind == "engine"), "fork (a built-in strategy ran)")
+    yield "tasks", engine.partition(" for ")[0]
+    runs = [match for text in said if (match := re.fullmatch(r"RUN \S+ on agent (\d+) \((\w+)\)", text))]
+    reasons = [text.partition(": ")[2] for text in said if text.startswith("transport ")]
+    stock = [text.partition(": ")[2] for text in said if text.startswith("the stock way: ")]
+    if runs:
+        way = {"libssh": "libssh", "ssh": "an OpenSSH client process", "local": "a local process"}.get(runs[-1][2], runs[-1][2])
+        yield "transport", way + (f", because: {reasons[-1]}" if reasons else "")
+        yield "modules", "in a warm agent" + (" of the become account" if runs[-1][1] != "0" else "")
+    else:
+        yield "transport", "the built-in connection plugin" + (f", because: {stock[-1]}" if stock else "")
+        yield "modules", "the stock way"
+    for text in said:
+        if re.match(r"[a-z_]+ \([a-z]+\): ", text):
+            yield "problem", text
+    facts = result.get("ansible_facts", {})
+    python = facts.get("ansible_python", {})
+    if python:
+        version = ".".join(str(python.get("version", {}).get(part, "?")) for part in ("major", "minor", "micro"))
+        yield "interpreter", f"{python.get('executable', '?')} ({version})"
+    if "ansible_user_id" in facts:
+        yield "account", str(facts["ansible_user_id"])

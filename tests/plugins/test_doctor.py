@@ -1,0 +1,59 @@
+"""`churten doctor` on lab hosts: every line comes from a real run."""
+
+import os
+
+import pytest
+
+from churten.cli.main import main
+
+
+@pytest.fixture
+def doctor(lab, collections, pool_dir, monkeypatch, capsys):
+    monkeypatch.setenv("ANSIBLE_CONFIG", str(lab.ansible_cfg))
+    monkeypatch.setenv("ANSIBLE_COLLECTIONS_PATH", collections)
+
+    def run(*options):
+        code = main(["doctor", "lab001", "-i", str(lab.inventory), *options])
+        lines = [line.split(None, 1) for line in capsys.readouterr().out.splitlines()]
+        return code, {line[0]: line[1] for line in lines}
+
+    return run
+
+
+def test_a_usual_host(doctor):
+    code, lines = doctor()
+    assert code == 0
+    assert lines["result"] == "success" and lines["tasks"] == "fiber (core action)"
+    assert lines["transport"] == "libssh" and lines["modules"] == "in a warm agent"
+    assert lines["interpreter"].startswith("/usr/bin/python3 (3.")
+    assert lines["account"].startswith("churten-lab") or os.getuid() != 0
+
+
+def test_a_setting_that_libssh_cannot_serve_is_named(doctor):
+    code, lines = doctor("--ssh-extra-args=-o KnownHostsCommand='/bin/cat /dev/null'")
+    assert code == 0
+    assert lines["transport"].startswith("an OpenSSH client process, because: ") and "knownhostscommand" in lines["transport"].lower()
+
+
+def test_the_stock_way_says_why(doctor):
+    code, lines = doctor("-e", "ansible_churten_transport=stock")
+    assert code == 0
+    assert lines["transport"] == "the built-in connection plugin, because: churten_transport is stock"
+    assert lines["modules"] == "the stock way"
+
+
+def test_become(doctor, lab):
+    if os.getuid() != 0:
+        pytest.skip("the lab has sudo only as root")
+    code, lines = doctor("-b")
+    assert code == 0 and lines["account"] == "root" and lines["modules"] == "in a warm agent of the become account"
+
+
+def test_an_unreachable_host(doctor):
+    code, lines = doctor("-e", "ansible_port=1")
+    assert code == 4 and lines["result"].startswith("unreachable: ") and "refused" in lines["problem"]
+
+
+def test_a_host_that_is_not_there(doctor, capsys):
+    assert main(["doctor", "nosuchhost", "-i", "localhost,"]) == 1
+    assert "no result for nosuchhost" in capsys.readouterr().err
