@@ -7,12 +7,14 @@ REPEAT ?= 3
 SCENARIO ?= cmd20x20
 SECONDS ?= 60
 COUNT ?= 300
+TARGETS ?=
+MODES ?=
 CORE ?= ansible-core
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 19
 dev: $(BIN)/.built  ## packages, .venv, churten editable, test tools
 demo: dev  ## a role-based play over $(HOSTS) hosts: stock, then churten
 	$(BIN)/python examples/demo/run.py --hosts $(HOSTS)
@@ -31,6 +33,10 @@ differential: dev  ## the same plays under stock and churten: no difference allo
 	$(PYTEST) tests/differential
 random-plays: dev  ## COUNT=300 SEED=1: plays made up by chance, under stock and churten
 	$(BIN)/python tests/differential/generator.py --count $(COUNT) $(if $(SEED),--seed $(SEED))
+conformance: dev  ## TARGETS="a b" MODES="..." REPEAT=1: ansible-core's own integration targets under stock and churten
+	$(BIN)/python tests/conformance/run.py $(TARGETS) $(if $(MODES),--modes "$(MODES)") $(if $(findstring command,$(origin REPEAT)),--repeat $(REPEAT))
+conformance-smoke: dev  ## five quick ones of them
+	$(BIN)/python tests/conformance/run.py smoke
 lint: dev  ## ruff, mypy, layers, exports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -56,4 +62,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults quick differential random-plays lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults quick differential random-plays conformance conformance-smoke lint bench asan fuzz clean
