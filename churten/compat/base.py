@@ -105,7 +105,8 @@ class FiberQueue:
         # Callback plugins run under a lock of the TaskQueueManager: nobody may park while holding it.
         self._hub.no_park += 1
         try:
-            self._callback(method_name, *args, **kwargs)
+            with self._hub.process.outside():
+                self._callback(method_name, *args, **kwargs)
         finally:
             self._hub.no_park -= 1
 

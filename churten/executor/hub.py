@@ -24,6 +24,8 @@ import greenlet
 
 from churten import _core, waiting
 
+from .process_state import ProcessState
+
 T = t.TypeVar("T")
 
 # A pass of the hub never sleeps longer than this, so that Python runs its signal handlers even when a signal hit another thread.
@@ -61,6 +63,7 @@ class FiberHub:
         self.scheduler = scheduler
         self.fibers: dict[int, Fiber] = {}
         self.outside = contextvars.copy_context()  # what no fiber changes: callbacks run in it, as in stock's main process
+        self.process = ProcessState()
         self.no_park = 0  # > 0: the running fiber holds a lock of the controller and must not park
         self._numbers = itertools.count(1)
         self._closing = False
@@ -203,6 +206,7 @@ class FiberHub:
             fiber.queued = False
             fiber.parked = False
             begin = time.thread_time()
+            self.process.enter(fiber)
             try:
                 error, fiber.error = fiber.error, None
                 if error is not None:
@@ -210,6 +214,7 @@ class FiberHub:
                 else:
                     fiber.switch()
             finally:
+                self.process.leave(fiber)
                 used = time.thread_time() - begin
                 if used > fiber.cpu_s:
                     fiber.cpu_s = used

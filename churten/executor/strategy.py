@@ -24,6 +24,7 @@ from churten import _core, waiting
 from churten.compat import adapter
 from churten.compat.contexts import separate
 from churten.compat.lookups import careful_lookups
+from churten.compat.plugin_state import watched_plugins
 from churten.timings import stamps
 from churten.timings.workers import WorkerLog
 
@@ -142,7 +143,13 @@ class FiberStrategy:
         try:
             self._adapter.wake_on_rpc(self, self._hub.kick)
             lookups = frozenset(self._option("fiber_lookups") or ())
-            with self._adapter.installed(self._hub, self._idle), careful_lookups(self._hub, lookups), fewer_collections():
+            with (
+                self._adapter.installed(self._hub, self._idle),
+                careful_lookups(self._hub, lookups),
+                self._hub.process.watched(),
+                watched_plugins(self._hub.process.register),
+                fewer_collections(),
+            ):
                 return super().run(iterator, play_context)  # type: ignore[misc]
         finally:
             hub, self._hub = self._hub, None  # type: ignore[assignment]
