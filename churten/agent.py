@@ -1794,6 +1794,8 @@ class Agent:
             if due is not None and now >= due:
                 job.on_time(now)
         self.leaving = [job for job in self.leaving if job.pid is not None]
+        if not self.ending:
+            self.take_frames()
         for fetch in fetches:
             if fetch.ready():
                 fetch.pump()
@@ -1867,12 +1869,22 @@ class Agent:
             self.ending = True
             return
         self.input += data
+        self.take_frames()
+
+    def closing(self):
+        """A request may be about the account of a sub-agent that was closed
+        before: it waits until that one has gone, or will not go."""
+        return any(isinstance(job, SubAgent) and job.kill_at for job in self.leaving)
+
+    def take_frames(self):
         at = 0
         while True:
             head = frame_at(self.input, at)
             if head is None:
                 break
             kind, flags, index, request, length = head
+            if kind in (T_RUN, T_EXEC) and self.closing():
+                break
             end = at + HEADER.size + length
             if index and kind != T_START:
                 self.on_sub_frame(index, kind, request, self.input[at:end])

@@ -294,6 +294,16 @@ class Pool:
             found.info = self._map(found.pending)
         return found.info
 
+    def end_agents(self, session: int, keep: int) -> bool:
+        """End the sub-agents of `session` but `keep`, unless they have work. Requests sent later wait until they have gone. False if there was none."""
+        owner = self._owner(session)
+        busy = {p.agent for p in self._pending.values() if p.session == session}
+        ended = [a for a in owner.agents.values() if a.number not in (0, keep) and a.number not in busy]
+        for agent in ended:
+            del owner.agents[agent.key]
+            self._client.send(CLOSE, session, agent.number, 0, b"")
+        return bool(ended)
+
     def forget(self, session: int) -> None:
         """Do not use this session number any more: the next `session()` for its spec opens a new one."""
         found = self._numbers.pop(session, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import secrets
 import signal
 import time
@@ -106,6 +107,7 @@ class WarmConnection:
         except Stock as ex:
             self._log_stock(ex)
         # Outside of the handler: errors must not have our reason in their chain of causes, Ansible shows it.
+        self._free_accounts(cmd)
         plain = payload.program(in_data)
         return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
 
@@ -328,6 +330,9 @@ class WarmConnection:
             return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
         try:
             agent = self._agent_for(route, client, session, command)
+            client.started(session, agent)
+            if changes_accounts(module.fqn, module.params):
+                client.end_agents(session, agent)
             items = module.payload(client.started(session, agent).get("magic", ""))
             body: list[str | bytes] = [items[0], module.fqn, module.params, module.profile, "\0".join(command.env)]
             body += [str(module.rlimit_nofile), "0", module.form, module.secrets, ""]
@@ -345,6 +350,8 @@ class WarmConnection:
     def _run_command(self, route: Route, cmd: str, in_data: bytes | None) -> Result:
         client, session = self._open(route)
         agent = self._command_agent(route, client, session)
+        if changes_accounts("", to_bytes(cmd, errors="surrogate_or_strict")):
+            client.end_agents(session, agent)
         self._log(3, f"churten: EXEC on agent {agent} ({route.transport}): {cmd}")
         return self._exec(client, session, agent, cmd, in_data)
 
@@ -364,6 +371,17 @@ class WarmConnection:
                 self._log(3, f"churten: no agent with {tried} for commands: {failure.message}")
                 _no_python.add((route.key, tried))
         return pool.NO_AGENT
+
+    def _free_accounts(self, cmd: str) -> None:
+        """Before a command that goes the stock way: no agent is left of an account that it may remove."""
+        if not changes_accounts("", to_bytes(cmd, errors="surrogate_or_strict")):
+            return
+        try:
+            client, session = self._open(self._route())
+            if client.end_agents(session, 0):
+                client.call(pool.EXEC, session, 0, [":", "", "0", "null", "sh"], deadline_s=10.0)
+        except (Stock, AnsibleError, pool.PoolFailure) as ex:
+            self._log(4, f"churten: agents are not ended: {ex}")
 
     def _exec(self, client: pool.Pool, session: int, agent: int, cmd: str, in_data: bytes | None) -> Result:
         body = [cmd, "", "0", "data" if in_data else "null", "login"]
@@ -491,6 +509,14 @@ class LateFile:
         assert self.file is not None
         if self.is_new:
             os.fchmod(self.file.fileno(), mode & 0o777 & ~core.umask())
+
+
+_ACCOUNT_TOOLS = re.compile(rb"\b(?:userdel|usermod|deluser)\b")
+
+
+def changes_accounts(fqn: str, text: bytes) -> bool:
+    """Whether a module or command may remove or rename an account: the tools refuse that while a process of the account lives, as an agent would."""
+    return fqn == "ansible.modules.user" or _ACCOUNT_TOOLS.search(text) is not None
 
 
 @functools.lru_cache(maxsize=256)
