@@ -18,7 +18,7 @@ help:  ## this list
 dev: $(BIN)/.built  ## packages, .venv, churten editable, test tools
 demo: dev  ## a role-based play over $(HOSTS) hosts: stock, then churten
 	$(BIN)/python examples/demo/run.py --hosts $(HOSTS)
-test: unit native plugins quick lint  ## everything below that proves something
+test: unit native plugins quick lines lint  ## everything below that proves something
 unit: dev  ## the C core, part by part
 	$(MAKE) -C tests/unit test
 native: dev  ## C types, agent, lab and installation from Python
@@ -37,6 +37,10 @@ conformance: dev  ## TARGETS="a b" MODES="..." REPEAT=1: ansible-core's own inte
 	$(BIN)/python tests/conformance/run.py $(TARGETS) $(if $(MODES),--modes "$(MODES)") $(if $(findstring command,$(origin REPEAT)),--repeat $(REPEAT))
 conformance-smoke: dev  ## five quick ones of them
 	$(BIN)/python tests/conformance/run.py smoke
+lines: dev  ## a handful of plays on an older and a newer ansible-core
+	$(BIN)/python tests/matrix/run.py --few
+test-matrix: dev  ## every line of ansible-core: build, import, plays (MATRIX='--all --lines 2.18')
+	$(BIN)/python tests/matrix/run.py $(MATRIX)
 lint: dev  ## ruff, mypy, layers, exports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -62,4 +66,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults quick differential random-plays conformance conformance-smoke lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults quick differential random-plays conformance conformance-smoke lines test-matrix lint bench asan fuzz clean
