@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import os
 import shlex
 import shutil
@@ -210,9 +211,9 @@ def try_in_tree(row: Row, options: argparse.Namespace) -> None:
     words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c", script]
     done = subprocess.run(words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     answer = done.stdout.strip().splitlines()[-1:] or [""]
-    if not answer[0].startswith("row\t"):
+    if not answer[0].startswith('{"line"'):
         raise CannotRunError("inside the Debian tree: " + (done.stdout + done.stderr)[-1500:])
-    row.python, row.build, row.imports, row.plays, row.why = (text.replace("\\n", "\n") for text in answer[0].split("\t")[1:])
+    row.__dict__.update(json.loads(answer[0]))
     row.python += f" ({SUITE} tree)"
 
 
@@ -269,8 +270,7 @@ def main() -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     rows = try_all(options)
     if options.inside:
-        for row in rows:
-            print("row", row.python, row.build, row.imports, row.plays, row.why.replace("\t", " ").replace("\n", "\\n"), sep="\t")
+        print(*(json.dumps(dataclasses.asdict(row)) for row in rows), sep="\n")
         return 0
     form = "{:<6} {:<20} {:<7} {:<7} {:<24} {:>6}"
     print(form.format("core", "python", "build", "import", "plays", "s"))
