@@ -76,6 +76,16 @@ class ConnectionLoader:
         return getattr(self._loader, name)
 
 
+class Loaders:
+    """Stands for the module ansible.plugins.loader, with our connections in place of ssh and local."""
+
+    def __init__(self) -> None:
+        self.connection_loader = connections(plugin_loader.connection_loader)
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(plugin_loader, name)
+
+
 class StrategyTime:
     """Stands for the module `time` inside core's strategy modules, where sleeping means: wait for results."""
 
@@ -133,7 +143,7 @@ class Adapter(abc.ABC):
     def check(self) -> None:
         """AttributeError or TypeError if the running core lacks what this adapter needs, before a play relies on it."""
         strategy = [(StrategyBase, name) for name in ("_queue_task", "_process_pending_results", "_execute_meta", "get_hosts_left", "add_tqm_variables")]
-        for thing, name in (*self.needs, *strategy):
+        for thing, name in (*self.needs, *strategy, (ansible.plugins.strategy, "plugin_loader")):
             getattr(thing, name)
         takes = list(inspect.signature(TaskExecutor).parameters)
         if takes != self.executor_arguments.split():
@@ -160,11 +170,6 @@ class Adapter(abc.ABC):
     @contextlib.contextmanager
     def light_modules(self) -> t.Iterator[None]:
         """While active, modules for our connections are built without their wrapper program; see compat/modules.py."""
-
-    @abc.abstractmethod
-    @contextlib.contextmanager
-    def own_connections(self) -> t.Iterator[None]:
-        """While active, forked workers get our connections in place of ssh and local."""
 
     @abc.abstractmethod
     @contextlib.contextmanager
@@ -240,6 +245,20 @@ class Adapter(abc.ABC):
             for module in self.strategy_modules:
                 if hasattr(module, "time"):
                     module.time = time  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def loaders(self) -> Loaders:
+        """Core's plugin loaders, with our connections in place of ssh and local."""
+        return Loaders()
+
+    @contextlib.contextmanager
+    def own_connections(self) -> t.Iterator[None]:
+        """While active, core's strategies (for forked workers and `meta: reset_connection`) get our connections in place of ssh and local."""
+        ansible.plugins.strategy.plugin_loader = self.loaders  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            ansible.plugins.strategy.plugin_loader = plugin_loader  # type: ignore[attr-defined]
 
     def fiber_task(self, task: t.Any) -> t.Any:
         """A copy that TaskExecutor may change, as it changes its own in a fork: with blocks and includes around it, which validating changes too."""

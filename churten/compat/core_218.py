@@ -9,31 +9,19 @@ import traceback
 import types
 import typing as t
 
-import ansible.plugins.strategy
 from ansible.errors import AnsibleError
 from ansible.executor import task_executor
 from ansible.executor.process.worker import WorkerProcess
 from ansible.executor.task_executor import TaskExecutor
 from ansible.executor.task_result import TaskResult
-from ansible.plugins import loader as plugin_loader
 from ansible.plugins.strategy import StrategyBase
 from ansible.template import Templar
 
 from churten.executor.hub import Fiber, FiberHub
 
-from .base import Adapter, FiberQueue, connections
+from .base import Adapter, FiberQueue
 from .modules import light_modules
 from .modules_218 import Builder
-
-
-class Loaders:
-    """Stands for the module ansible.plugins.loader, with our connections in place of ssh and local."""
-
-    def __init__(self) -> None:
-        self.connection_loader = connections(plugin_loader.connection_loader)
-
-    def __getattr__(self, name: str) -> t.Any:
-        return getattr(plugin_loader, name)
 
 
 class FiberTimeout(task_executor.TaskTimeoutError):  # type: ignore[misc]
@@ -88,7 +76,7 @@ class FiberSignals:
 class CoreAdapter(Adapter):
     """See the module's text; follows executor/process/worker.py and `results_thread_main` of these lines."""
 
-    needs = ((StrategyBase, "normalize_task_result"), (WorkerProcess, "_save_stdin"), (ansible.plugins.strategy, "plugin_loader"), (task_executor, "signal"))
+    needs = ((StrategyBase, "normalize_task_result"), (WorkerProcess, "_save_stdin"), (task_executor, "signal"))
     executor_arguments = "host task job_vars play_context new_stdin loader shared_loader_obj final_q variable_manager"
 
     def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
@@ -108,7 +96,7 @@ class CoreAdapter(Adapter):
                 self.fiber_play_context(play_context),
                 self._stdin,
                 loader,
-                self._loaders,
+                self.loaders,
                 t.cast(t.Any, FiberQueue(hub, callback)),
                 strategy._variable_manager,
             ).run()
@@ -146,18 +134,6 @@ class CoreAdapter(Adapter):
         holder = types.SimpleNamespace()
         WorkerProcess._save_stdin(t.cast(t.Any, holder))
         return holder._new_stdin
-
-    @functools.cached_property
-    def _loaders(self) -> Loaders:
-        return Loaders()
-
-    @contextlib.contextmanager
-    def own_connections(self) -> t.Iterator[None]:
-        ansible.plugins.strategy.plugin_loader = self._loaders
-        try:
-            yield
-        finally:
-            ansible.plugins.strategy.plugin_loader = plugin_loader
 
     @contextlib.contextmanager
     def fiber_timeouts(self, hub: FiberHub) -> t.Iterator[None]:

@@ -39,7 +39,8 @@ class Line219(Adapter):
     def own_connections(self) -> t.Iterator[None]:
         plugin_loader.get_plugin_loader_namespace = self.namespace
         try:
-            yield
+            with super().own_connections():
+                yield
         finally:
             plugin_loader.get_plugin_loader_namespace = _core_namespace
 
