@@ -41,6 +41,11 @@ lines: dev  ## a handful of plays on an older and a newer ansible-core
 	$(BIN)/python tests/matrix/run.py --few
 test-matrix: dev  ## every line of ansible-core: build, import, plays (MATRIX='--all --lines 2.18')
 	$(BIN)/python tests/matrix/run.py $(MATRIX)
+posix: build/posix/ansible_collections  ## ansible.posix (50 MB), for the tests of its callbacks
+build/posix/ansible_collections: dev
+	$(BIN)/pip download -q --no-deps --only-binary :all: -d build/posix 'ansible==12.*'
+	cd build/posix && $(CURDIR)/$(BIN)/python -c "import glob, zipfile; z = zipfile.ZipFile(glob.glob('ansible-*.whl')[0]); \
+	    z.extractall(members=[n for n in z.namelist() if n.startswith('ansible_collections/ansible/posix/')])" && rm ansible-*.whl
 lint: dev  ## ruff, mypy, layers, exports
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -43,6 +43,7 @@ import threading
 import time
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -591,7 +592,11 @@ class Runner:
             env["PYTHONPATH"] = str(ROOT)
             env["ANSIBLE_COLLECTIONS_PATH"] = str(self.base / "collections")
             env["CHURTEN_POOL_DIR"] = str(self.base / "pool")
-        return {**env, **{k: str(v) for k, v in (play.meta.get("env") or {}).items()}}
+        more = {k: str(v) for k, v in (play.meta.get("env") or {}).items()}
+        if "collections" in more:  # a folder of others, beside ours
+            ours = [env["ANSIBLE_COLLECTIONS_PATH"]] if mode.churten else []
+            more["ANSIBLE_COLLECTIONS_PATH"] = ":".join([*ours, more.pop("collections")])
+        return {**env, **more}
 
     def _inventory(self, play: Play, mode: Mode, work: Path) -> Path:
         """The lab's inventory, cut to the play's number of hosts, with the variables of play and mode."""
@@ -736,14 +741,32 @@ class OracleError(AssertionError):
     """Stock itself did not do what the play's meta.yml says: the play is wrong, not churten."""
 
 
-def _drop_connection(event: Any, name: str) -> Any:
+def _drop_connection(event: dict[str, Any], name: str) -> Any:
     """The connection-only mode sets ansible_connection as an inventory variable: it shows in delegated vars and items."""
+    data = event.get("result") if "result" in event else event.get("value")
+    gone = set(_connection_paths(data, name))
+    tags = {path: tag for path, tag in event.get("tags", {}).items() if path not in gone}
+    return _without_connection({**event, "tags": tags} if "tags" in event else event, name)
+
+
+def _connection_paths(data: Any, name: str, path: str = "") -> Iterator[str]:
+    """Where the recorder's tags would name a variable that is left out."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if key == "ansible_connection" and value == name:
+                yield f"{path}.{key}"
+            yield from _connection_paths(value, name, f"{path}.{key}")
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _connection_paths(value, name, f"{path}[{index}]")
+
+
+def _without_connection(event: Any, name: str) -> Any:
     if isinstance(event, dict):
-        shown = {k: _drop_connection(v, name) for k, v in event.items() if not (k == "ansible_connection" and v == name)}
-        shown.pop("._ansible_delegated_vars.ansible_connection", None)  # its tags
+        shown = {k: _without_connection(v, name) for k, v in event.items() if not (k == "ansible_connection" and v == name)}
         return {k: "ansible.builtin.ssh" if k == "connection" and v == name else v for k, v in shown.items()}
     if isinstance(event, list):
-        return [_drop_connection(v, name) for v in event]
+        return [_without_connection(v, name) for v in event]
     return event
 
 
