@@ -302,6 +302,7 @@ class Runner:
         output.mkdir()
         shutil.rmtree(self.base / "home", ignore_errors=True)
         (self.base / "home").mkdir(mode=0o700)
+        before_run = accounts()
         result = Result(name, mode.name, "pass", log=str(log.relative_to(BUILD)), runs=1)
         try:
             with open(log, "wb") as out:
@@ -320,6 +321,7 @@ class Runner:
                 result.ssh = self._end_masters(control)
         finally:
             self._end_masters(control)
+            remove_accounts(before_run)
             shutil.rmtree(control, ignore_errors=True)
         result.seconds = round(time.monotonic() - begin, 1)
         return result
@@ -371,6 +373,23 @@ def _module_folder(name: str) -> str:
     spec = importlib.util.find_spec(name)
     assert spec is not None and spec.origin is not None
     return str(Path(spec.origin).parent)
+
+
+def accounts() -> tuple[set[str], set[str]]:
+    """Names of the accounts and of the home folders that there are."""
+    return {p.pw_name for p in pwd.getpwall()}, {path.name for path in Path("/home").glob("*")}
+
+
+def remove_accounts(before: tuple[set[str], set[str]]) -> None:
+    """Targets are made for containers: some leave accounts, or the homes of accounts that they removed, which makes the next run fail."""
+    if os.geteuid() != 0:
+        return
+    now = accounts()
+    for name in now[0] - before[0]:
+        if not pwd.getpwnam(name).pw_gecos.startswith("churten lab "):  # another lab's
+            subprocess.run(["userdel", "-f", name], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
+    for name in now[1] - before[1]:
+        shutil.rmtree(Path("/home", name), ignore_errors=True)
 
 
 def execute(words: list[str], cwd: Path, env: dict[str, str], out: object, seconds: int) -> int | str:
