@@ -116,6 +116,12 @@ LINE_TEXTS: list[tuple[tuple[int, int], str, str, str]] = [
     ),
     (
         (2, 18),
+        r"(?:An unhandled exception occurred while templating '[^']*'\. Error was a <class '[\w.]+'>, original message: ){2,}",
+        "<templating, again and again> ",
+        "how often an endless template is entered depends on how deep the stack was",
+    ),
+    (
+        (2, 18),
         r"over ssh: (?:\[Errno 32\] Broken pipe\. \[Errno 32\] Broken pipe|ssh: [^\n]*?(?:Connection refused|not known)(?:\\+r\\+n|\r\n))",
         "over ssh: <ssh ended>",
         "stock says one or the other of a host that refuses, depending on whether ssh or ansible is faster",
@@ -360,7 +366,7 @@ def stdout_blocks(text: str) -> dict[str, list[str]]:
         elif line.startswith("NO MORE HOSTS LEFT"):
             current = None
             blocks.setdefault("", []).append(line)
-        elif line.startswith("[ERROR]"):
+        elif line.startswith(("[ERROR]", "An exception occurred during task execution.")):
             ahead = [line]
         elif BLOCK.match(line) and (found := HOST_IN_LINE.search(line)):
             names = next(group for group in found.groups() if group)
