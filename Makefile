@@ -71,4 +71,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults quick differential random-plays conformance conformance-smoke lines test-matrix lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults quick differential random-plays posix conformance conformance-smoke lines test-matrix lint bench asan fuzz clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing as t
 
 
@@ -29,3 +30,15 @@ def role_name(of: t.Any) -> str | None:
 def playbook_name(playbook: t.Any) -> str:
     """The playbook's file as given on the command line."""
     return str(playbook._file_name)
+
+
+def strategy_is(callbacks: t.Iterable[t.Any], name: str) -> None:
+    """The play's strategy counts as the built-in `name`, also for callbacks that compared its name before any strategy was loaded.
+
+    These are json and jsonl of ansible.posix: from the name they conclude whether hosts go in step.
+    """
+    for plugin in callbacks:
+        for cls in type(plugin).__mro__:
+            in_step = getattr(sys.modules.get(cls.__module__), "LOCKSTEP_CALLBACKS", None)
+            if in_step is not None and hasattr(plugin, "_is_lockstep"):
+                plugin._is_lockstep = name in in_step

@@ -22,6 +22,7 @@ from ansible.utils.display import Display
 
 from churten import _core, waiting
 from churten.compat import adapter
+from churten.compat.callback import strategy_is
 from churten.compat.contexts import separate
 from churten.compat.lookups import careful_lookups
 from churten.compat.plugin_state import watched_plugins
@@ -122,6 +123,7 @@ class FiberStrategy:
         """Run one play (or one serial batch) with the hub installed."""
         # Callbacks that treat the built-in strategy specially must see its name.
         iterator._play.strategy = self.builtin_name
+        strategy_is(self._tqm._callback_plugins, self.builtin_name)
         try:
             self._adapter = adapter()
         except AnsibleError as ex:
