@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""churten on every line of ansible-core: one environment per line, the build, the imports, plays under stock and under churten.
+"""churten on every line of ansible-core: one environment per line, the build, the imports, the executor's tests, plays under stock and under churten.
 
     tests/matrix/run.py                       every line, the quick plays, strategies and connection
     tests/matrix/run.py --all --lines 2.18    every play on one line
@@ -62,6 +62,7 @@ class Row:
     python: str = "-"
     build: str = "-"
     imports: str = "-"
+    executor: str = "-"
     plays: str = "-"
     seconds: float = 0.0
     why: str = ""
@@ -143,6 +144,11 @@ def try_line(row: Row, wanted: str, python: Path, options: argparse.Namespace) -
     if row.imports != "ok":
         row.why = f"see {log}:\n{tail(log)}"
         return
+    if not options.few:
+        tests = ["tests/plugins/test_executor.py", "tests/plugins/test_payload.py"]
+        good = run([own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        row.executor = summary(log)
+        row.why = "" if good else failures(log)
     plays = options.plays or ("*" if options.all else ",".join(FEW if options.few else quick_plays()))
     env = {
         **os.environ,
@@ -152,11 +158,21 @@ def try_line(row: Row, wanted: str, python: Path, options: argparse.Namespace) -
         "PYTHONPATH": str(ROOT),
     }
     good = run([own, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/differential/test_plays.py"], log, cwd=ROOT, env=env)
-    words = log.read_text(errors="replace").strip().splitlines()
-    row.plays = words[-1].partition(" in ")[0].strip("= ") if words else "?"
+    row.plays = summary(log)
     if not good:
-        failed = [line for line in words if line.startswith(("FAILED", "ERROR"))]
-        row.why = f"see {log}:\n" + ("\n".join(f"    {line[:200]}" for line in failed) or tail(log))
+        row.why = failures(log)
+
+
+def summary(log: Path) -> str:
+    """Pytest's last line, without the time."""
+    words = log.read_text(errors="replace").strip().splitlines()
+    return words[-1].partition(" in ")[0].strip("= ")
+
+
+def failures(log: Path) -> str:
+    """Every failed test in `log`, and where the rest is."""
+    failed = [f"    {line[:200]}" for line in log.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return f"see {log}:\n" + ("\n".join(failed) or tail(log))
 
 
 def make_tree() -> None:
@@ -272,10 +288,10 @@ def main() -> int:
     if options.inside:
         print(*(json.dumps(dataclasses.asdict(row)) for row in rows), sep="\n")
         return 0
-    form = "{:<6} {:<20} {:<7} {:<7} {:<24} {:>6}"
-    print(form.format("core", "python", "build", "import", "plays", "s"))
+    form = "{:<6} {:<20} {:<7} {:<7} {:<20} {:<24} {:>6}"
+    print(form.format("core", "python", "build", "import", "executor", "plays", "s"))
     for row in rows:
-        print(form.format(row.line, row.python, row.build, row.imports, row.plays, f"{row.seconds:.0f}"))
+        print(form.format(row.line, row.python, row.build, row.imports, row.executor, row.plays, f"{row.seconds:.0f}"))
     for row in rows:
         if row.why:
             print(f"{row.line}: {row.why}")
