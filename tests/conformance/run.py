@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import fnmatch
 import importlib.metadata
 import json
@@ -334,7 +335,7 @@ class Runner:
         else:
             words, cwd = [str(BIN / "ansible-playbook"), "-i", "inventory", self._playbook(name, integration, output)], integration
         env = self.environment(mode, integration, cwd, output, control)
-        env.update({k: v.format(**self.variables) for k, v in settings.env})
+        env.update({k: v.format(**self.variables, home=pwd.getpwuid(os.geteuid()).pw_dir) for k, v in settings.env})
         return execute(words, cwd, env, out, settings.seconds)
 
     @staticmethod
@@ -507,6 +508,17 @@ def authorized_keys() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One run on a machine at a time: targets use the same accounts, files and ports."""
+    with open(Path(tempfile.gettempdir(), "churten-conformance.lock"), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit("another conformance run is under way on this machine")
+        yield
+
+
+@contextlib.contextmanager
 def hosts() -> Iterator[tuple[Lab, Path]]:
     """A lab with one host that lets the account of this process in by key, and a folder for sockets."""
     top = Path(tempfile.mkdtemp(prefix="churten-conf-", dir="/var/tmp" if os.geteuid() == 0 else None))
@@ -542,7 +554,7 @@ def main() -> int:
     modes = [MODES[m] for m in args.modes.replace(" ", ",").split(",") if m]
     book = Book(args.reuse_stock)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the lab is taken down in any case
-    with hosts() as (lab, base):
+    with alone(), hosts() as (lab, base):
         runner = Runner(lab, base)
         try:
             for name in names:

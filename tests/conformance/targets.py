@@ -35,13 +35,16 @@ _plain(" ".join(RACES), env=(("ANSIBLE_FORKS", "30"),))
 _plain("loops loop_control blocks handlers meta_tasks include_import includes roles register set_fact throttle")
 _plain("any_errors_fatal ignore_unreachable group_by add_host check_mode tags no_log var_precedence special_vars")
 _plain("environment module_defaults gathering gathering_facts facts_d callback_default debugger")
-_plain("async async_fail", seconds=400)
+_plain("async", env=(("HOME", "{home}"),))  # a play of its own on localhost finds its job there
+_plain("async_fail")
+_plain("changed_when failed_when conditionals omit loop-until ignore_errors keyword_inheritance until task_ordering tempfile ping task-timeout")
 # Connects to 127.0.0.3 and others by their address, as ansible-test's containers allow.
 OTHER_ADDRESSES = (
     ("ANSIBLE_REMOTE_PORT", "{ansible_port}"),
     ("ANSIBLE_PRIVATE_KEY_FILE", "{ansible_ssh_private_key_file}"),
 )
-_plain("delegate_to become_unprivileged", env=OTHER_ADDRESSES)
+_plain("delegate_to", env=OTHER_ADDRESSES, local=True)
+_plain("become_unprivileged", env=OTHER_ADDRESSES)
 _plain("order", local=True)
 # Modules and the way to the host.
 _plain("command_shell raw script copy template fetch file lineinfile blockinfile replace stat find assemble slurp")
