@@ -841,7 +841,7 @@ def shrink(case: dict[str, Any], differs: Callable[[dict[str, Any]], bool], seco
                 smaller = _without(case, path)
                 if smaller is None or not differs(smaller):
                     continue
-            except (KeyError, IndexError, TypeError):  # went with a part before
+            except (KeyError, IndexError, TypeError, StopIteration):  # went with a part before
                 continue
             case, again = smaller, True
     return case
