@@ -1,7 +1,8 @@
 """Lookup plugins inside fibers: one that blocks would keep all other hosts waiting, where in stock's forks it only delays its own.
 
-Core's lookups that wait for something outside of the process run in a thread, while their fiber is parked. What a third-party lookup does nobody knows, so
-its task is given to a forked worker, like that of a third-party action; unless the option `fiber_lookups` names it.
+Core's lookups that run a command do so in a thread, while their fiber is parked. `url` does not: while it asks for an address the C library holds locks,
+and a worker forked at that moment would inherit them. Its task is given to a forked worker, and so is that of a third-party lookup, of which nobody knows
+what it does, unless the option `fiber_lookups` names it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ansible.plugins.loader import lookup_loader
 from churten import waiting
 from churten.executor.hub import FiberHub
 
-# Core's lookups that run a command or ask a server.
-WAITING = frozenset({"lines", "pipe", "url"})
+# Core's lookups that run a command.
+WAITING = frozenset({"lines", "pipe"})
 _CORE = os.path.dirname(ansible.plugins.lookup.__file__)
 
 
@@ -35,6 +36,8 @@ def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]
         if folder != _CORE:
             if name not in opted_in:
                 hub.ask_for_fork(f"third-party lookup {name}")
+        elif file == "url.py":
+            hub.ask_for_fork("the lookup url asks a server")
         elif os.path.splitext(file)[0] in WAITING:
             plugin.run = functools.partial(_aside, plugin.run)
         return plugin

@@ -301,7 +301,8 @@ class Pool:
         ended = [a for a in owner.agents.values() if a.number not in (0, keep) and a.number not in busy]
         for agent in ended:
             del owner.agents[agent.key]
-            self._client.send(CLOSE, session, agent.number, 0, b"")
+            with contextlib.suppress(self._core.Error):  # the request that follows notices a broken connection
+                self._client.send(CLOSE, session, agent.number, 0, b"")
         return bool(ended)
 
     def forget(self, session: int) -> None:
