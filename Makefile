@@ -39,7 +39,7 @@ conformance-smoke: dev  ## five quick ones of them
 	$(BIN)/python tests/conformance/run.py smoke
 lines: dev  ## a handful of plays on an older and a newer ansible-core
 	$(BIN)/python tests/matrix/run.py --few
-test-matrix: dev  ## every line of ansible-core: build, import, plays (MATRIX='--all --lines 2.18')
+test-matrix: dev  ## every line of ansible-core: build, import, plays, smoke conformance (MATRIX='--all --lines 2.18')
 	$(BIN)/python tests/matrix/run.py $(MATRIX)
 posix: build/posix/ansible_collections  ## ansible.posix (50 MB), for the tests of its callbacks
 build/posix/ansible_collections: dev

@@ -32,9 +32,10 @@ SMOKE = "loop_control any_errors_fatal ignore_unreachable raw slurp".split()
 # Thirty hosts that sleep: with five forks that takes minutes.
 _plain(" ".join(RACES), env=(("ANSIBLE_FORKS", "30"),))
 # The order of play.
-_plain("loops loop_control blocks handlers meta_tasks include_import includes roles register set_fact throttle")
+_plain("loops loop_control blocks meta_tasks includes roles register set_fact throttle")
 _plain("any_errors_fatal ignore_unreachable group_by add_host check_mode tags no_log var_precedence special_vars")
-_plain("environment module_defaults gathering gathering_facts facts_d callback_default debugger")
+_plain("environment module_defaults gathering gathering_facts facts_d debugger")
+_plain("handlers include_import callback_default", seconds=1200)  # some eighty runs of ansible-playbook
 _plain("async", env=(("HOME", "{home}"),))  # a play of its own on localhost finds its job there
 _plain("async_fail")
 _plain("changed_when failed_when conditionals omit loop-until ignore_errors keyword_inheritance until task_ordering tempfile ping task-timeout")

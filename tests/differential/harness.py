@@ -593,6 +593,7 @@ class Runner:
             "ANSIBLE_FORKS": str(play.meta.get("forks", 5)),
             "PYTHONFAULTHANDLER": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",  # core flattens tags through a set: their order, and which of them are merged, is the hash's
         }
         if mode.churten:
             env["PYTHONPATH"] = str(ROOT)

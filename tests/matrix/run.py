@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """churten on every line of ansible-core: one environment per line, the build, the imports, the executor's tests, plays under stock and under churten.
 
-    tests/matrix/run.py                       every line, the quick plays, strategies and connection
+    tests/matrix/run.py                       every line, the quick plays, strategies and connection, conformance-smoke
     tests/matrix/run.py --all --lines 2.18    every play on one line
     tests/matrix/run.py --few                 the handful of `make test`
 
@@ -64,6 +64,7 @@ class Row:
     imports: str = "-"
     executor: str = "-"
     plays: str = "-"
+    targets: str = "-"
     seconds: float = 0.0
     why: str = ""
 
@@ -161,10 +162,18 @@ def try_line(row: Row, wanted: str, python: Path, options: argparse.Namespace) -
     row.plays = summary(log)
     if not good:
         row.why = failures(log)
+    if options.few or options.plays:
+        return
+    # The line's own integration targets, the five quick ones, from its own source archive.
+    env = {**os.environ, "CHURTEN_CONFORMANCE_DIR": str(home / "conformance"), "PYTHONPATH": str(ROOT)}
+    good = run([own, str(ROOT / "tests/conformance/run.py"), "smoke"], log, cwd=ROOT, env=env)
+    row.targets = summary(log)
+    if not good:
+        row.why = "\n".join(filter(None, [row.why, f"conformance, see {log}:\n{tail(log)}"]))
 
 
 def summary(log: Path) -> str:
-    """Pytest's last line, without the time."""
+    """The last line of pytest, without the time, or of the conformance run."""
     words = log.read_text(errors="replace").strip().splitlines()
     return words[-1].partition(" in ")[0].strip("= ")
 
@@ -288,10 +297,10 @@ def main() -> int:
     if options.inside:
         print(*(json.dumps(dataclasses.asdict(row)) for row in rows), sep="\n")
         return 0
-    form = "{:<6} {:<20} {:<7} {:<7} {:<20} {:<24} {:>6}"
-    print(form.format("core", "python", "build", "import", "executor", "plays", "s"))
+    form = "{:<6} {:<20} {:<7} {:<7} {:<20} {:<24} {:<36} {:>6}"
+    print(form.format("core", "python", "build", "import", "executor", "plays", "conformance", "s"))
     for row in rows:
-        print(form.format(row.line, row.python, row.build, row.imports, row.executor, row.plays, f"{row.seconds:.0f}"))
+        print(form.format(row.line, row.python, row.build, row.imports, row.executor, row.plays, row.targets, f"{row.seconds:.0f}"))
     for row in rows:
         if row.why:
             print(f"{row.line}: {row.why}")
