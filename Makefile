@@ -25,8 +25,9 @@ native: dev  ## C types, agent, lab and installation from Python
 	$(PYTEST) tests/native
 plugins: dev  ## the plugins inside Ansible, over lab hosts
 	$(PYTEST) tests/plugins
-faults: dev  ## plays under which sessions and the pool are killed
-	$(PYTEST) tests/plugins -m faults
+faults: dev  ## the table of faults, row by row (ROWS=A9,E5 REPEAT=20)
+	for n in $$(seq $(if $(findstring command,$(origin REPEAT)),$(REPEAT),1)); do \
+	    $(PYTEST) tests/faults tests/plugins tests/native -m row $(if $(ROWS),--row $(ROWS)) || exit 1; done
 quick: dev  ## the shorter plays of `make differential`
 	$(PYTEST) tests/differential -m quick
 differential: dev  ## the same plays under stock and churten: no difference allowed

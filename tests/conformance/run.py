@@ -273,7 +273,8 @@ class Runner:
             "ANSIBLE_LIBRARY": "/dev/null",
             "ANSIBLE_PLAYBOOK_DIR": str(cwd),
             "ANSIBLE_RETRY_FILES_ENABLED": "false",
-            "ANSIBLE_ROLES_PATH": str(integration / "targets"),
+            # ansible-test gives it to targets that are roles; what a script sees of the default is in expected output.
+            **({"ANSIBLE_ROLES_PATH": str(integration / "targets")} if cwd == integration else {}),
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(control),
             **({} if mode.strategy == "linear" else {"ANSIBLE_STRATEGY": mode.strategy}),
             "ANSIBLE_TEST_CI": "",

@@ -12,7 +12,7 @@ import time
 import zlib
 
 import pytest
-from conftest import DATA, DEADLINE_S, EXEC, EXIT, FAILED, HELLO, PING, PONG, RUN
+from talking import DATA, DEADLINE_S, EXEC, EXIT, FAILED, HELLO, PING, PONG, RUN
 
 from churten import _core
 

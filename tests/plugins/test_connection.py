@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PLAYBOOK, ROOT, assert_same
+from lab_plays import PLAYBOOK, ROOT, assert_same
 
 HEAD = """
 - hosts: lab001

@@ -74,7 +74,7 @@ def statuses(run):
     return {(line["host"], line["task"]): line["status"] for line in run.results}
 
 
-@pytest.mark.faults
+@pytest.mark.row("A9")
 def test_a_killed_session_makes_only_its_host_unreachable(play, lab):
     nap = f"5.{os.getpid()}"
     failures = []
@@ -96,7 +96,7 @@ def test_a_killed_session_makes_only_its_host_unreachable(play, lab):
     assert again.rc == 0, again.text
 
 
-@pytest.mark.faults
+@pytest.mark.row("E5")
 def test_a_killed_pool_ends_what_it_carried_and_a_new_one_serves_the_next_task(play, lab, pool_dir):
     nap = f"6.{os.getpid()}"
     failures = []
