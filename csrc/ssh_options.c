@@ -243,6 +243,30 @@ set_options(struct ch_link *link, int fd)
     return CH_OK;
 }
 
+/* Takes the certificate algorithms out of a list, in place: certificates are
+ * for the ssh client to check, and libssh fails with a misleading error when
+ * it is offered nothing else. */
+static void
+drop_certificates(char *list)
+{
+    char *out = list;
+
+    for (const char *at = list; *at != '\0';) {
+        size_t len = strcspn(at, ",");
+        const char *found = strstr(at, "-cert-v0");
+
+        if (found == NULL || found >= at + len) {
+            if (out != list) {
+                *out++ = ',';
+            }
+            memmove(out, at, len);
+            out += len;
+        }
+        at += len + (at[len] == ',');
+    }
+    *out = '\0';
+}
+
 static int
 session_configure(struct ch_link *link, int fd)
 {
@@ -256,6 +280,14 @@ session_configure(struct ch_link *link, int fd)
         r = ch_known_hosts_order(link->known, wanted, &ordered);
         if (r != CH_OK) {
             ch_ssh_fail_memory(link, "kex");
+        }
+    }
+    if (r == CH_OK) {
+        drop_certificates(ordered);
+        if (*ordered == '\0') {
+            ch_ssh_fail(link, "unsupported", "kex",
+                        "certificates only in HostKeyAlgorithms: %s", wanted);
+            r = CH_ERR_UNSUPPORTED;
         }
     }
     if (r == CH_OK) {
