@@ -119,7 +119,8 @@ def environment(line: str, wanted: str, python: Path, log: Path) -> Path:
         shutil.rmtree(home / "venv", ignore_errors=True)
         stamp.unlink(missing_ok=True)
         pip = [str(home / "venv/bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        if not run([str(python), "-m", "venv", str(home / "venv")], log) or not run([*pip, wanted, "greenlet>=3", "passlib", "pytest", "pyyaml", "setuptools>=77"], log):
+        packages = [wanted, "greenlet>=3", "passlib", "pytest", "pyyaml", "setuptools>=77"]
+        if not run([str(python), "-m", "venv", str(home / "venv")], log) or not run([*pip, *packages], log):
             raise CannotRunError(f"no environment for it could be made:\n{tail(log)}")
         stamp.write_text(text)
     return home / "venv" / "bin"
