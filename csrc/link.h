@@ -34,6 +34,8 @@ struct ch_link_options {
     char **known_hosts, **global_known_hosts;
     const char *host_key_alias;
     int hash_known_hosts;
+    int64_t rekey_bytes; /* new keys after so many; 0: the library's own */
+    int rekey_seconds;   /* limits only */
     const char *ciphers, *macs, *kex, *host_key_algorithms,
         *pubkey_algorithms;
     char **env;  /* NAME=VALUE */

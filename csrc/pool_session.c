@@ -214,6 +214,9 @@ options_read(struct ch_link_options *o, struct spec_reader *spec)
         spec_number(spec, "timeout_ms", DEFAULT_OPEN_MS, 1, 86400000);
     o->identities_only = (int)spec_number(spec, "identities_only", 0, 0, 1);
     o->hash_known_hosts = (int)spec_number(spec, "hash_known_hosts", 0, 0, 1);
+    o->rekey_bytes = spec_number(spec, "rekey_bytes", 0, 0, INT64_MAX);
+    o->rekey_seconds =
+        (int)spec_number(spec, "rekey_seconds", 0, 0, INT32_MAX / 1000);
     return spec->r == CH_OK && o->transport == NULL ? CH_ERR_PROTOCOL
                                                     : spec->r;
 }

@@ -58,6 +58,8 @@ struct ch_link {
     char *ciphers, *macs, *kex, *host_key_algorithms, *pubkey_algorithms;
     char **auth, **known_hosts, **global_known_hosts, **env;
     int port, family, hash_known_hosts, identities_only;
+    uint64_t rekey_bytes;
+    uint32_t rekey_seconds;
     struct identity *identities;
     size_t n_identities;
     struct ch_address bind;

@@ -113,6 +113,8 @@ ch_ssh_copy_options(struct ch_link *link, const struct ch_link_options *o)
     link->port = o->port > 0 ? o->port : 22;
     link->family = family_of(o->address_family);
     link->hash_known_hosts = o->hash_known_hosts;
+    link->rekey_bytes = (uint64_t)o->rekey_bytes;
+    link->rekey_seconds = (uint32_t)o->rekey_seconds;
     link->identities_only = o->identities_only;
     bad |= copy_text(&link->host, o->host);
     bad |= copy_text(&link->user, o->user);
@@ -235,6 +237,12 @@ set_options(struct ch_link *link, int fd)
     bad |= ssh_options_set(s, SSH_OPTIONS_COMPRESSION, "no");
     bad |= ssh_options_set(s, SSH_OPTIONS_FD, &fd);
     bad |= ssh_options_set(s, SSH_OPTIONS_USER, link->user);
+    if (link->rekey_bytes > 0) {
+        bad |= ssh_options_set(s, SSH_OPTIONS_REKEY_DATA, &link->rekey_bytes);
+    }
+    if (link->rekey_seconds > 0) {
+        bad |= ssh_options_set(s, SSH_OPTIONS_REKEY_TIME, &link->rekey_seconds);
+    }
     if (bad != 0) {
         ch_ssh_fail(link, "unsupported", "kex", "libssh refuses an option: %s",
                     ssh_get_error(s));

@@ -77,7 +77,6 @@ IGNORE = frozenset(
         "numberofpasswordprompts",
         "obscurekeystroketiming",
         "permitremoteopen",
-        "rekeylimit",
         "streamlocalbindmask",
         "streamlocalbindunlink",
         "syslogfacility",
@@ -682,6 +681,12 @@ class _Mapper:
 
     def on_serveralivecountmax(self, values: list[str]) -> None:
         """In `on_serveraliveinterval`."""
+
+    def on_rekeylimit(self, values: list[str]) -> None:
+        size, _, seconds = values[0].partition(" ")
+        for key, value in (("rekey_bytes", size), ("rekey_seconds", seconds)):
+            if value.isdigit() and int(value):
+                self.spec[key] = value
 
     def on_controlpersist(self, values: list[str]) -> None:
         seconds = _seconds(values[0])

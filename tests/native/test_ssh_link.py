@@ -284,6 +284,21 @@ def test_key_exchange_again_and_again(top, link):
         server.stop()
 
 
+@pytest.mark.parametrize("limit", [{"rekey_bytes": 256 * 1024}, {"rekey_seconds": 1}])
+def test_new_keys_as_often_as_asked_for(top, link, limit):
+    other = top / f"client-rekey-{next(iter(limit))}"
+    other.mkdir()
+    shutil.copy(top / "authorized", other / "authorized")
+    server = Server(other, "127.0.0.73", "LogLevel DEBUG1\n")
+    try:
+        link.known.write_text(server.host_line() + "\n")
+        report = link("cat; sleep 2.5; echo", stdin=4 * MEGA, host=server.host, port=server.port, **limit)
+        assert report.exit() == (0, 0, "")
+        assert (server.dir / "sshd.log").read_text(errors="replace").count("SSH2_MSG_KEXINIT received") >= 2  # one without a limit
+    finally:
+        server.stop()
+
+
 def test_a_chan_can_go_while_its_command_runs(link):
     report = link("sleep 30", "sleep 0.4; echo second", drop_chan_ms=100)
     assert "dropped chan" in report.lines

@@ -394,6 +394,10 @@ set_number(const char *key, char *value)
         options.identities_only = n;
     } else if (strcmp(key, "hash") == 0) {
         options.hash_known_hosts = n;
+    } else if (strcmp(key, "rekey_bytes") == 0) {
+        options.rekey_bytes = n;
+    } else if (strcmp(key, "rekey_seconds") == 0) {
+        options.rekey_seconds = n;
     } else if (strcmp(key, "stdin") == 0) {
         stdin_bytes = (size_t)n;
     } else if (strcmp(key, "links") == 0 && n <= LINKS_MAX) {
