@@ -29,6 +29,8 @@
  * - libssh may close its descriptor in any call. We watch a duplicate.
  * - A write is at most 32 KiB, made only with nothing pending and the remote
  *   window open; so libssh never holds more than one chunk per link.
+ * - What it answers by itself (requests of the peer) is bounded too: a peer
+ *   that asks and does not read the answers is given up (link_backlog).
  * - Callback structs live as long as the session knows the channel.
  * - User callbacks come from on_open (ssh_auth.c), link_report and
  *   ch_ssh_chans_advance only; a link freed inside one is destroyed when
@@ -43,6 +45,8 @@
 #include <unistd.h>
 
 #define POLLS_MAX 16 /* 4 KiB reads per turn */
+#define BACKLOG_MAX (1024u * 1024u) /* answers nobody reads */
+#define PACKET_MORE 32u /* bytes around a packet's payload */
 
 int
 ch_ssh_is_alive(const struct ch_link *link)
@@ -159,7 +163,9 @@ link_report(struct ch_link *link)
         chan->paused = 0;
         chan->want_write = 0;
     }
-    ch_ssh_chans_advance(link); /* what had arrived */
+    if (!link->overrun) {
+        ch_ssh_chans_advance(link); /* what had arrived */
+    }
     for (chan = link->chans; chan != NULL && !link->doomed;
          chan = chan->next) {
         if (!chan->freed && !chan->exited) {
@@ -226,10 +232,32 @@ link_pump(struct ch_link *link)
     }
 }
 
+/* How much libssh keeps to send. It has no bound of its own, and writes
+ * answers to the peer's requests without asking us. */
+static void
+link_check_backlog(struct ch_link *link)
+{
+    uint64_t said =
+        link->said.out_bytes + PACKET_MORE * link->said.out_packets;
+
+    if (!(ssh_get_status(link->session) & SSH_WRITE_PENDING)) {
+        link->said_base = said;
+    } else if (said - link->said_base > BACKLOG_MAX) {
+        ch_ssh_fail(link, "unreachable", "tcp",
+                    "Connection to %s closed: it asks and does not read the "
+                    "answers",
+                    link->host);
+    }
+}
+
 static void
 link_turn(struct ch_link *link)
 {
     link->blocked = 0;
+    if (link->session != NULL &&
+        (link->state == KEX || link->state == AUTH || link->state == OPEN)) {
+        link_check_backlog(link);
+    }
     switch (link->state) {
     case KEX:
         ch_ssh_kex_run(link);

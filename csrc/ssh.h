@@ -81,6 +81,8 @@ struct ch_link {
     ssh_event event;     /* drives it while OPEN */
     int fd;              /* our duplicate, -1 if none */
     struct ch_known_hosts *known;
+    struct ssh_counter_struct said; /* counts what libssh was to send */
+    uint64_t said_base;             /* its bytes when all had been sent */
 
     /* authentication */
     enum auth_call call;

@@ -234,7 +234,10 @@ set_options(struct ch_link *link, int fd)
     bad |= ssh_options_set(s, SSH_OPTIONS_HOST, "target");
     bad |= ssh_options_set(s, SSH_OPTIONS_KNOWNHOSTS, "/dev/null");
     bad |= ssh_options_set(s, SSH_OPTIONS_GLOBAL_KNOWNHOSTS, "/dev/null");
-    bad |= ssh_options_set(s, SSH_OPTIONS_COMPRESSION, "no");
+    /* Not "no": that means zlib@openssh.com if the server has nothing else,
+     * and what a packet inflates to would be the server's choice. */
+    bad |= ssh_options_set(s, SSH_OPTIONS_COMPRESSION_C_S, "none");
+    bad |= ssh_options_set(s, SSH_OPTIONS_COMPRESSION_S_C, "none");
     bad |= ssh_options_set(s, SSH_OPTIONS_FD, &fd);
     bad |= ssh_options_set(s, SSH_OPTIONS_USER, link->user);
     if (link->rekey_bytes > 0) {
@@ -355,6 +358,9 @@ ch_ssh_start_session(struct ch_link *link, int fd)
     }
     ssh_set_blocking(link->session, 0);
     ssh_set_message_callback(link->session, refuse_message, NULL);
+    memset(&link->said, 0, sizeof(link->said));
+    link->said_base = 0;
+    ssh_set_counters(link->session, NULL, &link->said);
     link->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (link->fd < 0) {
         ch_ssh_fail(link, "unreachable", "tcp", "ssh: %s", strerror(errno));
