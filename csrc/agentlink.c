@@ -59,6 +59,7 @@ struct ch_agentlink {
     struct ch_timer *alive_timer;
     int64_t alive_interval_ms;
     int alive_count, silent, pinged, heard;
+    uint64_t *in_bytes, *out_bytes;
     int refused; /* reading stopped by CH_ERR_AGAIN */
     int in_frames;
     uint8_t tail[TAIL_MAX]; /* last stderr bytes, for messages */
@@ -72,7 +73,8 @@ al_fail(struct ch_agentlink *al, const char *class, const char *layer,
         int link_lost, const char *message)
 {
     if (al->state != DEAD) {
-        ch_log("%s: agent failed (%s, %s): %s", al->name, class, layer,
+        ch_log_at(CH_LOG_ERROR, "%s: agent failed (%s, %s): %s", al->name,
+                  class, layer,
                message);
         al->events->on_failed(al->arg, class, layer, message, link_lost);
     }
@@ -112,6 +114,7 @@ ch_agentlink_flush(struct ch_agentlink *al)
             /* 0: on_writable follows. An error: on_exit follows. */
             return;
         }
+        *al->out_bytes += (uint64_t)n;
         ch_outq_consume(q, (size_t)n);
         if (begins != 0) {
             al->events->on_sent(al->arg, begins);
@@ -425,6 +428,7 @@ al_on_data(void *arg, int stream, const uint8_t *data, size_t len)
     struct ch_agentlink *al = arg;
     size_t keep;
 
+    *al->in_bytes += len;
     if (al->state == DEAD) {
         return;
     }
@@ -520,6 +524,8 @@ ch_agentlink_new(struct ch_loop *loop, struct ch_link *link,
     al->arg = arg;
     al->alive_interval_ms = spec->alive_interval_ms;
     al->alive_count = spec->alive_count;
+    al->in_bytes = spec->in_bytes;
+    al->out_bytes = spec->out_bytes;
     snprintf(al->name, sizeof(al->name), "%s", spec->name);
     snprintf(al->nonce, sizeof(al->nonce), "%s", spec->nonce);
     /* One frame that waits for a slow client, and what a chan may deliver

@@ -19,6 +19,7 @@ struct ch_agentlink_spec {
     int64_t timeout_ms; /* until HELLO */
     int64_t alive_interval_ms;
     int alive_count;
+    uint64_t *in_bytes, *out_bytes; /* counted up; outlive the agentlink */
 };
 
 /* Called from the loop only. All may free the agentlink. */

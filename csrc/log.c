@@ -13,7 +13,22 @@
 
 #define LOG_LINE 2048
 
+static const char *const level_words[] = {"error", "info", "debug"};
+
 static int log_fd = -1;
+static enum ch_log_level log_level = CH_LOG_INFO;
+
+int
+ch_log_set_level(const char *word)
+{
+    for (int i = CH_LOG_ERROR; i <= CH_LOG_DEBUG; i++) {
+        if (strcmp(word, level_words[i]) == 0) {
+            log_level = (enum ch_log_level)i;
+            return CH_OK;
+        }
+    }
+    return CH_ERR_UNSUPPORTED;
+}
 
 int
 ch_log_open(const char *path)
@@ -129,7 +144,7 @@ ch_text_clean(char *out, size_t size, const uint8_t *text, size_t len)
 }
 
 void
-ch_log(const char *format, ...)
+ch_log_at(enum ch_log_level level, const char *format, ...)
 {
     char text[LOG_LINE / 2], line[LOG_LINE];
     struct timespec now;
@@ -137,14 +152,15 @@ ch_log(const char *format, ...)
     size_t n;
     va_list ap;
 
-    if (log_fd < 0) {
+    if (log_fd < 0 || level > log_level) {
         return;
     }
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &tm);
     n = strftime(line, sizeof(line), "%Y-%m-%dT%H:%M:%S", &tm);
-    n += (size_t)snprintf(line + n, sizeof(line) - n, ".%03ldZ %ld ",
-                          now.tv_nsec / 1000000, (long)getpid());
+    n += (size_t)snprintf(line + n, sizeof(line) - n, ".%03ldZ %ld %s ",
+                          now.tv_nsec / 1000000, (long)getpid(),
+                          level_words[level]);
     va_start(ap, format);
     vsnprintf(text, sizeof(text), format, ap);
     va_end(ap);

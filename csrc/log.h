@@ -11,8 +11,15 @@
  * CH_ERR_SYS, or CH_ERR_REFUSED if it is not a file of ours. */
 CH_MUST_USE int ch_log_open(const char *path);
 void ch_log_close(void);
-/* One line with time stamp; control characters are escaped. */
-void ch_log(const char *format, ...) CH_PRINTF(1, 2);
+/* What is written: errors; sessions, agents and clients too (the default);
+ * every request too. */
+enum ch_log_level { CH_LOG_ERROR, CH_LOG_INFO, CH_LOG_DEBUG };
+/* "error", "info" or "debug"; CH_ERR_UNSUPPORTED for another word. */
+CH_MUST_USE int ch_log_set_level(const char *word);
+/* One line with time stamp and level; control characters are escaped. */
+void ch_log_at(enum ch_log_level level, const char *format, ...)
+    CH_PRINTF(2, 3);
+#define ch_log(...) ch_log_at(CH_LOG_INFO, __VA_ARGS__)
 
 /* Text from a peer made safe for logs and messages: control characters
  * become \xNN, invalid UTF-8 too, cut at size - 1. Returns out. */

@@ -61,7 +61,7 @@ pool_acceptable(void *arg, int fd, unsigned events)
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
                    errno == ENOBUFS) {
             /* The connection stays readable: without a pause we spin. */
-            ch_log("no descriptor for a new client");
+            ch_log_at(CH_LOG_ERROR, "no descriptor for a new client");
             ch_loop_unwatch(pool->loop, fd);
             pool->accept_timer =
                 ch_loop_timer(pool->loop, ACCEPT_PAUSE_MS, pool_listen, pool);

@@ -348,6 +348,8 @@ login_launch(struct agent *agent)
         spec.timeout_ms = spec_timeout(agent);
         spec.alive_interval_ms = session->alive_interval_ms;
         spec.alive_count = session->alive_count;
+        spec.in_bytes = &session->in_bytes;
+        spec.out_bytes = &session->out_bytes;
         agent->al = ch_agentlink_new(session->pool->loop, session->link, &spec,
                                      &pool_login_events, agent, &r);
     }

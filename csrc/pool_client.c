@@ -121,7 +121,7 @@ client_doom(struct client *client)
     ch_buf_fini(&client->out);
     if (ch_loop_defer(client->pool->loop, client_doomed, client) != CH_OK) {
         /* It hears nothing more and leaves by itself. */
-        ch_log("client %u: out of memory", client->serial);
+        ch_log_at(CH_LOG_ERROR, "client %u: out of memory", client->serial);
     }
 }
 
@@ -599,7 +599,7 @@ client_accept(struct ch_pool *pool, int fd)
     if (client == NULL ||
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) != 0 ||
         (cred.uid != geteuid() && cred.uid != 0)) {
-        ch_log("client of uid %ld refused", (long)cred.uid);
+        ch_log_at(CH_LOG_ERROR, "client of uid %ld refused", (long)cred.uid);
         close(fd);
         free(client);
         return;

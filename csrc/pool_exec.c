@@ -42,7 +42,7 @@ exec_reply(struct exec *exec, uint8_t type, uint8_t flags, const uint8_t *body,
         .type = type, .flags = flags, .body = body, .len = (uint32_t)len};
 
     if (request_reply(exec->req, &frame) != CH_OK) {
-        ch_log("%s: internal error in an exec channel", exec->session->name);
+        ch_log_at(CH_LOG_ERROR, "%s: internal error in an exec channel", exec->session->name);
     }
 }
 
@@ -99,6 +99,7 @@ exec_feed(struct exec *exec)
         if (n == 0) {
             break;
         }
+        exec->session->out_bytes += (uint64_t)n;
         ch_buf_consume(&exec->in, (size_t)n);
         total += (size_t)n;
     }
@@ -137,6 +138,7 @@ exec_on_data(void *arg, int stream, const uint8_t *data, size_t len)
 {
     struct exec *exec = arg;
 
+    exec->session->in_bytes += len;
     exec_accepted(exec);
     while (len > 0 && !exec->dead) {
         size_t n = len < CH_WIRE_BODY_MAX ? len : CH_WIRE_BODY_MAX;

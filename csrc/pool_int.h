@@ -30,6 +30,15 @@
 #define POOL_HELLO_MS     5000
 #define POOL_STALL_MS     60000 /* a full client that others wait for */
 
+#define FAILURES_KEPT 16 /* for STATUS */
+
+/* A session that ended otherwise than by our own decision. */
+struct failure {
+    int64_t at_us;
+    const char *class, *layer;
+    char name[128], message[256];
+};
+
 struct ch_pool {
     struct ch_loop *loop;
     int listen_fd;
@@ -51,6 +60,8 @@ struct ch_pool {
     struct ch_list payload_lru;  /* oldest first */
     size_t payload_bytes;
     uint64_t total_requests, total_sessions; /* for STATUS */
+    struct failure failures[FAILURES_KEPT];  /* a ring */
+    uint64_t n_failures;                     /* ever */
 };
 
 /* Why something is dead, for everyone who asks later. */
@@ -97,6 +108,7 @@ struct session {
     int64_t idle_ms, alive_interval_ms;
     int alive_count;
     int64_t connect_us, auth_us, since_us;
+    uint64_t in_bytes, out_bytes; /* from and to the target, for STATUS */
     char banner[256];
 };
 

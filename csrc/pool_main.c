@@ -75,7 +75,8 @@ static void
 usage(FILE *out)
 {
     fputs("usage: churten-pool --dir DIR [--idle-ms N] [--log FILE] "
-          "[--ready-fd N] [--foreground]\n"
+          "[--log-level error|info|debug]\n"
+          "                    [--ready-fd N] [--foreground]\n"
           "Keeps SSH sessions for churten; normally started by it.\n",
           out);
 }
@@ -102,6 +103,7 @@ options_read(struct options *o, int argc, char **argv)
         {"dir", required_argument, NULL, 'd'},
         {"idle-ms", required_argument, NULL, 'i'},
         {"log", required_argument, NULL, 'l'},
+        {"log-level", required_argument, NULL, 'L'},
         {"ready-fd", required_argument, NULL, 'r'},
         {"foreground", no_argument, NULL, 'f'},
         {"version", no_argument, NULL, 'V'},
@@ -120,6 +122,12 @@ options_read(struct options *o, int argc, char **argv)
             break;
         case 'l':
             o->log = optarg;
+            break;
+        case 'L':
+            if (ch_log_set_level(optarg) != CH_OK) {
+                die("the level of the log is error, info or debug, not %s",
+                    optarg);
+            }
             break;
         case 'r':
             o->ready_fd = (int)number(optarg, 1 << 20);

@@ -13,6 +13,8 @@
  */
 #include "pool_int.h"
 
+#include "log.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -60,6 +62,9 @@ request_free(struct request *req)
     struct ch_pool *pool = session->pool;
     uint64_t key = request_key(req->attach->client, req->number);
 
+    ch_log_at(CH_LOG_DEBUG, "%s: request %u of client %u ended after %lld us",
+              session->name, req->number, req->attach->client->serial,
+              (long long)(ch_now_us() - req->received_us));
     (void)ch_table_remove(&pool->requests, &key, sizeof(key));
     if (req->agent != NULL) {
         (void)ch_table_remove(&req->agent->login->wire, &req->wire,

@@ -369,19 +369,39 @@ session_unlist(struct session *session)
     }
 }
 
+/* Keeps the latest failures for STATUS. */
+static void
+failure_note(struct ch_pool *pool, const struct session *session)
+{
+    struct failure *f =
+        &pool->failures[pool->n_failures++ % FAILURES_KEPT];
+
+    f->at_us = ch_now_us();
+    f->class = session->fail.class;
+    f->layer = session->fail.layer;
+    snprintf(f->name, sizeof(f->name), "%s", session->name);
+    snprintf(f->message, sizeof(f->message), "%s", session->fail.message);
+}
+
 void
 session_fail(struct session *session, const char *class, const char *layer,
              const char *message)
 {
     struct ch_pool *pool = session->pool;
+    int meant;
 
     if (session->state == SESSION_DEAD) {
         return;
     }
     session->state = SESSION_DEAD;
     fail_set(&session->fail, class, layer, message);
-    ch_log("%s: session ended (%s, %s): %s", session->name, class, layer,
-           session->fail.message);
+    meant = strcmp(class, "reset") == 0;
+    ch_log_at(meant ? CH_LOG_INFO : CH_LOG_ERROR,
+              "%s: session ended (%s, %s): %s", session->name, class, layer,
+              session->fail.message);
+    if (!meant) {
+        failure_note(pool, session);
+    }
     session_unlist(session);
     pool->n_live--;
     agents_fail(session, &session->fail);
@@ -523,6 +543,9 @@ options_problem(const struct ch_link_options *o)
     }
     if (!is_proc && o->host == NULL) {
         return "host is missing";
+    }
+    if (!is_proc && o->user == NULL) {
+        return "user is missing";
     }
     return NULL;
 }

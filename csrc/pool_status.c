@@ -73,12 +73,47 @@ put_session(struct ch_buf *out, const struct session *s, int64_t now_us)
             ? put_text(out,
                        ", \"state\": \"%s\", \"clients\": %zu, "
                        "\"agents\": %zu, \"become_agents\": %zu, "
-                       "\"requests\": %zu, \"unused_s\": %" PRId64 "}",
+                       "\"requests\": %zu, \"bytes_in\": %" PRIu64
+                       ", \"bytes_out\": %" PRIu64
+                       ", \"unused_s\": %" PRId64 "}",
                        s->retired ? "ending" : states[s->state], s->n_attaches,
-                       logins, subs, s->n_requests,
+                       logins, subs, s->n_requests, s->in_bytes, s->out_bytes,
                        s->n_attaches > 0 ? 0
                                          : (now_us - s->since_us) / 1000000)
             : r;
+    return r;
+}
+
+static int
+put_failure(struct ch_buf *out, const struct failure *f, int64_t now_us)
+{
+    int r = ch_buf_put(out, "{\"name\": ", 9);
+
+    r = r == CH_OK ? put_string(out, f->name) : r;
+    r = r == CH_OK ? put_text(out,
+                              ", \"class\": \"%s\", \"layer\": \"%s\", "
+                              "\"ago_s\": %" PRId64 ", \"message\": ",
+                              f->class, f->layer, (now_us - f->at_us) / 1000000)
+                   : r;
+    r = r == CH_OK ? put_string(out, f->message) : r;
+    return r == CH_OK ? ch_buf_put(out, "}", 1) : r;
+}
+
+/* Newest first. */
+static int
+put_failures(struct ch_buf *out, const struct ch_pool *pool, int64_t now_us)
+{
+    int r = put_text(out, "], \"failed\": %" PRIu64 ", \"last_failures\": [",
+                     pool->n_failures);
+
+    for (uint64_t i = 0; i < FAILURES_KEPT && i < pool->n_failures; i++) {
+        uint64_t at = (pool->n_failures - 1 - i) % FAILURES_KEPT;
+
+        if (r == CH_OK && i > 0) {
+            r = ch_buf_put(out, ", ", 2);
+        }
+        r = r == CH_OK ? put_failure(out, &pool->failures[at], now_us) : r;
+    }
     return r;
 }
 
@@ -105,5 +140,6 @@ pool_status(struct ch_pool *pool, struct ch_buf *out)
             comma = ", ";
         }
     }
+    r = r == CH_OK ? put_failures(out, pool, now_us) : r;
     return r == CH_OK ? ch_buf_put(out, "]}", 2) : r;
 }

@@ -79,11 +79,23 @@ def report(status: dict[str, t.Any]) -> str:
     ]
     if status["sessions"]:
         width = max(len("host"), *(len(s["name"]) for s in status["sessions"]))
-        lines.append(f"{'host':<{width}}  transport  state    clients  agents  become  running  unused")
+        lines.append(f"{'host':<{width}}  transport  state    clients  agents  become  running  received      sent  unused")
         for s in sorted(status["sessions"], key=lambda one: one["name"]):
             unused = f"{s['unused_s']} s" if not s["clients"] else "-"
             lines.append(
                 f"{s['name']:<{width}}  {s['transport']:<9}  {s['state']:<7}  {s['clients']:>7}  {s['agents']:>6}  {s['become_agents']:>6}"
-                f"  {s['requests']:>7}  {unused:>6}"
+                f"  {s['requests']:>7}  {_size(s['bytes_in']):>8}  {_size(s['bytes_out']):>8}  {unused:>6}"
             )
+    for f in status["last_failures"]:
+        lines.append(f"{f['ago_s']} s ago {f['name']} failed ({f['class']}, {f['layer']}): {f['message']}")
     return "\n".join(lines)
+
+
+def _size(number: float) -> str:
+    """Bytes with a unit, at most eight characters."""
+    unit = "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007
+        if number < 1024:
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"

@@ -114,6 +114,8 @@ def start_pool(directory: str) -> None:
         argv = [executable, "--dir", directory, "--ready-fd", str(child_fd)]
         if log := os.environ.get("CHURTEN_POOL_LOG"):
             argv += ["--log", os.path.abspath(log)]
+        if level := os.environ.get("CHURTEN_POOL_LOG_LEVEL"):
+            argv += ["--log-level", level]
         pid = os.posix_spawn(executable, argv, env, file_actions=actions, setsigmask=(), setsid=True)
     except OSError as ex:
         os.close(ready_r)

@@ -546,6 +546,7 @@ def test_specs_the_pool_cannot_use(pool):
     assert talk.failed(talk.open(transport="carrier-pigeon"))[0] == "unsupported"
     assert talk.failed(talk.open(argv=[]))[0] == "unsupported"
     assert talk.failed(talk.open(transport="libssh", argv=[]))[0] == "unsupported"
+    assert talk.failed(talk.open(transport="libssh", argv=[], host="127.0.0.1"))[:3] == ["unsupported", "pool", "user is missing"]
     sent = [talk.open(transport="carrier-pigeon"), talk.start(), talk.exec("true")]  # without waiting for the first answer
     assert [talk.failed(number)[0] for number in sent] == ["unsupported"] * 3
     talk.begin()

@@ -70,7 +70,12 @@ test_file(void **state)
     assert_int_equal(ch_log_open(link_path), CH_ERR_SYS);
     assert_int_equal(ch_log_open("/dev/null"), CH_ERR_REFUSED);
     assert_int_equal(ch_log_open(path), CH_OK);
+    assert_int_equal(ch_log_set_level("loud"), CH_ERR_UNSUPPORTED);
+    ch_log_at(CH_LOG_DEBUG, "not written");
     ch_log("%s said %s", "host", "two\nlines");
+    assert_int_equal(ch_log_set_level("error"), CH_OK);
+    ch_log("not written");
+    assert_int_equal(ch_log_set_level("info"), CH_OK);
     ch_log_close();
     ch_log("not written");
     assert_int_equal(ch_log_open(NULL), CH_OK);
@@ -78,7 +83,7 @@ test_file(void **state)
     assert_int_equal(st.st_mode & 0777, 0600);
     f = fopen(path, "r");
     assert_non_null(fgets(line, sizeof(line), f));
-    assert_non_null(strstr(line, " host said two\\nlines\n"));
+    assert_non_null(strstr(line, " info host said two\\nlines\n"));
     assert_null(fgets(line, sizeof(line), f));
     fclose(f);
     unlink(path);
