@@ -39,7 +39,7 @@ WARN = [
 ]
 # The pool's own sources and the base parts it shares with the extension, which has everything but POOL_ONLY.
 POOL_ONLY = {p.name for pattern in ("pool*.c", "ssh*.c") for p in (ROOT / "csrc").glob(pattern)}
-POOL_ONLY |= {"knownhosts.c", "knownhosts_add.c", "hostkey.c", "connect.c", "keyagent.c", "b64.c", "sha1.c"}
+POOL_ONLY |= {"knownhosts.c", "knownhosts_add.c", "hostkey.c", "connect.c", "resolve.c", "keyagent.c", "b64.c", "sha1.c"}
 POOL_ONLY |= {"link.c", "agentlink.c", "outq.c", "proc.c", "table.c", "loop.c", "log.c"}
 SHARED = {"err.c", "buf.c", "wire.c", "zip.c"}
 

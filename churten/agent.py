@@ -1066,6 +1066,13 @@ class Process:
         if self.drain_until is not None:
             self.maybe_answer()
 
+    def alone(self):
+        """Nobody listens any more: no more input, its output goes nowhere."""
+        self.stdin_end = self.cancelled = True
+        self.credit = 0
+        self.feed()
+        self.advance()
+
     def cancel(self):
         self.cancelled = True
         self.send_output(REST_MAX)
@@ -1634,7 +1641,7 @@ class Agent:
         self.handlers = {}
         self.poll = select.poll()
         self.input, self.out = bytearray(), bytearray()
-        self.ending = False
+        self.ending = self.killed = False  # killed: by a signal
         self.stale = False  # the interpreter's file has changed
         self.signalled = False
 
@@ -1758,7 +1765,7 @@ class Agent:
     def on_signal(self, signum, stack):
         self.signalled = True
         if signum != signal.SIGCHLD:
-            self.ending = True
+            self.ending = self.killed = True
 
     def on_wake(self, fd, events):
         try:
@@ -1833,19 +1840,35 @@ class Agent:
             self.out.clear()
         self.unwatch(self.control_out)
 
+    def outlive(self):
+        """The connection has gone. What runs goes on to its end, as under a plain
+        sshd; a signal still ends it."""
+        for job in self.everyone():
+            if isinstance(job, SubAgent):
+                if job.state == "up":
+                    job.close_stdin()
+                else:
+                    job.stop()
+            else:
+                job.alone()
+        while not self.killed and (self.subs or self.leaving or self.jobs):
+            self.turn(self.next_time())
+
     def shutdown(self):
-        """The controller has gone: so does everything started for it."""
         self.ending = True
-        for job in list(self.jobs.values()):
+        for request, job in list(self.jobs.items()):
             if not isinstance(job, Process):
                 job.drop()
+                del self.jobs[request]
+        self.unwatch(self.control_in)
+        if not self.killed:
+            self.outlive()
         jobs = self.everyone()
         for job in jobs:
             if isinstance(job, SubAgent):
                 job.stop()
             elif job.pid is not None and job.status is None:
                 job.cancel()
-        self.unwatch(self.control_in)
         until = time.monotonic() + 3.5
         while time.monotonic() < until:
             waiting = [j for j in jobs if j.pid is not None and j.kill_at is not None]
@@ -2162,12 +2185,14 @@ def main(nonce, interpreters):
     try:
         agent.loop()
     except ProtocolError:
+        agent.killed = True
         agent.shutdown()
     except BaseException as error:
         import traceback
 
         trace = "".join(traceback.format_tb(error.__traceback__)[-4:])
         agent.log("error", "agent: %r\n%s" % (error, trace))
+        agent.killed = True
         agent.shutdown()
     finally:
         os._exit(0)

@@ -24,7 +24,8 @@ struct ch_link_options {
     const char *name;      /* inventory name, for messages */
     const char *host, *user, *address_family, *bind_address;
     int port;
-    int64_t timeout_ms; /* connect + kex + auth */
+    int64_t timeout_ms; /* resolve + connect + the server's first line */
+    int64_t login_timeout_ms; /* from there until authenticated; 0: 2 min */
     char **identity_files;
     int identities_only;
     const char *identity_agent; /* socket path, NULL for none */

@@ -356,10 +356,14 @@ login_launch(struct agent *agent)
     free(command);
     free(nonce);
     if (agent->al == NULL) {
-        fail_set(&fail, "agent", "agent",
-                 r == CH_ERR_PROTOCOL ? "START without command or nonce"
-                 : r == CH_ERR_SYS    ? strerror(errno)
-                                      : ch_strerror(r));
+        if (r == CH_ERR_CLOSED) {
+            fail_set(&fail, "unreachable", "channel", LINK_GONE);
+        } else {
+            fail_set(&fail, "agent", "agent",
+                     r == CH_ERR_PROTOCOL ? "START without command or nonce"
+                     : r == CH_ERR_SYS    ? strerror(errno)
+                                          : ch_strerror(r));
+        }
         agent_fail(agent, &fail, 1);
         return;
     }

@@ -272,8 +272,12 @@ exec_launch(struct exec *exec)
                     exec, &exec->chan);
     if (r != CH_OK) {
         exec->chan = NULL;
-        fail_set(&fail, "unsupported", "channel",
-                 r == CH_ERR_SYS ? strerror(errno) : ch_strerror(r));
+        if (r == CH_ERR_CLOSED) {
+            fail_set(&fail, "unreachable", "channel", LINK_GONE);
+        } else {
+            fail_set(&fail, "unsupported", "channel",
+                     r == CH_ERR_SYS ? strerror(errno) : ch_strerror(r));
+        }
         request_fail(exec->req, &fail);
         return;
     }

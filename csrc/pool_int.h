@@ -28,6 +28,7 @@
 #define POOL_QUEUE_LIMIT  (64u * 1024u * 1024u) /* per login agent: busy */
 #define POOL_STORE_LIMIT  (64u * 1024u * 1024u) /* payloads kept */
 #define POOL_HELLO_MS     5000
+#define LINK_GONE         "the connection has just ended"
 #define POOL_STALL_MS     60000 /* a full client that others wait for */
 
 #define FAILURES_KEPT 16 /* for STATUS */

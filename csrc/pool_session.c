@@ -212,6 +212,8 @@ options_read(struct ch_link_options *o, struct spec_reader *spec)
     o->port = (int)spec_number(spec, "port", 22, 1, 65535);
     o->timeout_ms =
         spec_number(spec, "timeout_ms", DEFAULT_OPEN_MS, 1, 86400000);
+    o->login_timeout_ms =
+        spec_number(spec, "login_timeout_ms", 0, 0, 86400000);
     o->identities_only = (int)spec_number(spec, "identities_only", 0, 0, 1);
     o->hash_known_hosts = (int)spec_number(spec, "hash_known_hosts", 0, 0, 1);
     o->rekey_bytes = spec_number(spec, "rekey_bytes", 0, 0, INT64_MAX);

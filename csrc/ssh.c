@@ -3,8 +3,10 @@
  * turn of the loop. ssh_options.c: settings; ssh_connect.c: up to the host
  * key; ssh_auth.c: authentication; ssh_chan.c: remote commands.
  *
- * A session lives like this; every state but OPEN and DEAD is under the
- * one deadline of the link:
+ * A session lives like this. Up to the server's first line it is under the
+ * deadline to connect (ConnectTimeout), as with ssh; PACING is only waiting
+ * for others and does not count. From there to OPEN it is under a longer
+ * one: a server may take its time to authenticate.
  *
  *   RESOLVING -> PACING -> DIALLING -> KEX -> AUTH <-> LISTING, SIGNING
  *                  ^                    |       |
@@ -44,9 +46,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#define POLLS_MAX 16 /* 4 KiB reads per turn */
+#define POLLS_MAX   16             /* 4 KiB reads per turn */
+#define LOGIN_MS    120000         /* as long as sshd allows (LoginGraceTime) */
 #define BACKLOG_MAX (1024u * 1024u) /* answers nobody reads */
-#define PACKET_MORE 32u /* bytes around a packet's payload */
+#define PACKET_MORE 32u            /* bytes around a packet's payload */
 
 int
 ch_ssh_is_alive(const struct ch_link *link)
@@ -61,8 +64,7 @@ ch_ssh_close_session(struct ch_link *link)
     if (link->fd >= 0) {
         ch_loop_unwatch(link->loop, link->fd);
     }
-    ch_keyagent_free(link->key_agent);
-    link->key_agent = NULL;
+    ch_ssh_auth_end_agent(link);
     ssh_key_free(link->private_key);
     link->private_key = NULL;
     if (link->event != NULL) {
@@ -361,15 +363,15 @@ ssh_link_new(struct ch_loop *loop, const struct ch_link_options *options,
     link->loop = loop;
     link->events = *events;
     link->arg = arg;
-    link->fd = link->thread_event = -1;
+    link->fd = link->thread_event = link->agent_fd = -1;
     link->start_us = ch_now_us();
-    link->deadline_us = link->start_us + timeout_ms * 1000;
+    link->login_ms = options->login_timeout_ms > 0 ? options->login_timeout_ms
+                                                   : LOGIN_MS;
     if (ch_ssh_copy_options(link, options) != CH_OK || link->host == NULL ||
         link->user == NULL) {
         goto failed;
     }
-    link->deadline = ch_loop_timer(loop, timeout_ms, ch_ssh_on_deadline, link);
-    if (link->deadline == NULL) {
+    if (ch_ssh_set_deadline(link, timeout_ms) != CH_OK) {
         goto failed;
     }
     if (options->bind_address != NULL && *options->bind_address != '\0') {

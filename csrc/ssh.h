@@ -67,6 +67,9 @@ struct ch_link {
 
     /* connecting */
     int64_t start_us, deadline_us, connect_us;
+    int64_t left_ms;  /* PACING: of the time to connect */
+    int64_t login_ms; /* from the server's first line to OPEN */
+    int greeted;      /* it has come: login_ms counts */
     struct ch_timer *deadline, *kick, *rest;
     struct ch_resolve *resolve;
     struct ch_dial *dial;
@@ -92,6 +95,7 @@ struct ch_link {
     int unsafe;       /* the host key is not trusted: no password */
     int needs_client; /* a key only the ssh client can use was skipped */
     struct ch_keyagent *key_agent;
+    int agent_fd; /* libssh's end of it, -1 if none */
     pthread_t thread;
     int thread_event, thread_result;
 
@@ -158,7 +162,8 @@ CH_MUST_USE int ch_ssh_start_session(struct ch_link *link, int fd);
 /* Starts resolving; CH_ERR_NOMEM. */
 CH_MUST_USE int ch_ssh_connect(struct ch_link *link);
 void ch_ssh_kex_run(struct ch_link *link);
-void ch_ssh_on_deadline(void *arg);
+/* The current state has so long; CH_ERR_NOMEM. */
+CH_MUST_USE int ch_ssh_set_deadline(struct ch_link *link, int64_t ms);
 /* The session died: says so in ssh's words. */
 void ch_ssh_fail_lost(struct ch_link *link, const char *layer);
 /* The public part of key in wire form; the caller frees *blob. */
@@ -171,6 +176,8 @@ CH_MUST_USE int ch_ssh_key_blob(const ssh_key key, uint8_t **blob,
 void ch_ssh_auth_run(struct ch_link *link);
 /* Makes the signing thread come back soon, whatever it waits for. */
 void ch_ssh_auth_hurry(struct ch_link *link);
+/* No key of ssh-agent is wanted any more (no thread may be signing). */
+void ch_ssh_auth_end_agent(struct ch_link *link);
 
 /* --- ssh_chan.c --- */
 

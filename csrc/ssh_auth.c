@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #define KEY_FILE_MAX (64u * 1024u)
+#define THREAD_STACK (512u * 1024u)
 
 static void auth_result(struct ch_link *link, int rc);
 static void thread_on_done(void *arg, int fd, unsigned events);
@@ -43,6 +44,7 @@ link_open(struct ch_link *link)
     ch_loop_cancel(link->loop, link->deadline);
     link->deadline = NULL;
     ch_pace_leave(&link->pace);
+    ch_ssh_auth_end_agent(link);
     ch_ssh_wipe_password(link);
     link->state = OPEN;
     link->events.on_open(link->arg, link->connect_us,
@@ -230,6 +232,7 @@ thread_main(void *arg)
 static int
 thread_start(struct ch_link *link)
 {
+    pthread_attr_t attr;
     sigset_t all, before;
     int r;
 
@@ -242,16 +245,34 @@ thread_start(struct ch_link *link)
         return CH_ERR_SYS;
     }
     ch_loop_unwatch(link->loop, link->fd);
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before);
-    r = pthread_create(&link->thread, NULL, thread_main, link);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    r = pthread_attr_init(&attr);
+    if (r == 0) {
+        (void)pthread_attr_setstacksize(&attr, THREAD_STACK);
+        sigfillset(&all);
+        pthread_sigmask(SIG_BLOCK, &all, &before);
+        r = pthread_create(&link->thread, &attr, thread_main, link);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        pthread_attr_destroy(&attr);
+    }
     if (r != 0) {
         ch_loop_unwatch(link->loop, link->thread_event);
         return CH_ERR_SYS;
     }
     link->state = SIGNING;
     return CH_OK;
+}
+
+/* libssh would keep its end open as long as the session. */
+void
+ch_ssh_auth_end_agent(struct ch_link *link)
+{
+    if (link->agent_fd >= 0) {
+        (void)ssh_set_agent_socket(link->session, SSH_INVALID_SOCKET);
+        close(link->agent_fd);
+        link->agent_fd = -1;
+    }
+    ch_keyagent_free(link->key_agent);
+    link->key_agent = NULL;
 }
 
 /* Makes the signing thread come back soon, whatever it waits for. */
@@ -286,6 +307,7 @@ thread_on_done(void *arg, int fd, unsigned events)
             rc = SSH_AUTH_AGAIN;
         }
         if (rc != SSH_AUTH_AGAIN) {
+            ch_ssh_auth_end_agent(link);
             auth_result(link, rc);
             if (link->state == AUTH) {
                 ch_ssh_auth_run(link);
@@ -300,7 +322,6 @@ link_on_agent_listed(void *arg, const struct ch_key_blob *keys, size_t n)
 {
     struct ch_link *link = arg;
     struct ch_key_blob *chosen = calloc(n + 1, sizeof(*chosen));
-    int peer = -1;
 
     ch_ssh_enter(link);
     link->state = AUTH;
@@ -308,8 +329,9 @@ link_on_agent_listed(void *arg, const struct ch_key_blob *keys, size_t n)
         n = agent_keys_choose(link, keys, n, chosen);
     }
     if (chosen != NULL && n > 0 &&
-        ch_keyagent_serve(link->key_agent, chosen, n, &peer) == CH_OK) {
-        (void)ssh_set_agent_socket(link->session, peer);
+        ch_keyagent_serve(link->key_agent, chosen, n, &link->agent_fd) ==
+            CH_OK) {
+        (void)ssh_set_agent_socket(link->session, link->agent_fd);
         (void)!thread_start(link);
     }
     free(chosen);

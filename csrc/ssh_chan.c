@@ -357,8 +357,8 @@ ch_ssh_chan_new(struct ch_link *link, const char *command,
     struct ch_chan *chan;
 
     *out = NULL;
-    if (link->state != OPEN) {
-        return CH_ERR_STATE;
+    if (link->state != OPEN || !ch_ssh_is_alive(link)) {
+        return CH_ERR_CLOSED; /* on_failed follows */
     }
     chan = calloc(1, sizeof(*chan));
     if (chan == NULL) {

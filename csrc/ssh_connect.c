@@ -15,7 +15,6 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#define RETRIES_MAX 6
 
 /* "kex error : no match for method X: server [Y], client [Z]" */
 static int
@@ -105,8 +104,8 @@ ch_ssh_fail_lost(struct ch_link *link, const char *layer)
     }
 }
 
-void
-ch_ssh_on_deadline(void *arg)
+static void
+link_on_deadline(void *arg)
 {
     struct ch_link *link = arg;
 
@@ -118,7 +117,6 @@ ch_ssh_on_deadline(void *arg)
                     "ssh: Could not resolve hostname %s: Connection timed out",
                     link->host);
         break;
-    case PACING:
     case DIALLING:
     case RESTING:
         ch_ssh_fail(link, "unreachable", "tcp",
@@ -138,6 +136,15 @@ ch_ssh_on_deadline(void *arg)
                     link->port);
     }
     ch_ssh_leave(link);
+}
+
+int
+ch_ssh_set_deadline(struct ch_link *link, int64_t ms)
+{
+    ch_loop_cancel(link->loop, link->deadline);
+    link->deadline_us = ch_now_us() + ms * 1000;
+    link->deadline = ch_loop_timer(link->loop, ms, link_on_deadline, link);
+    return link->deadline == NULL ? CH_ERR_NOMEM : CH_OK;
 }
 
 /* --- connecting --- */
@@ -182,7 +189,11 @@ link_on_granted(void *arg)
     struct ch_link *link = arg;
 
     ch_ssh_enter(link);
-    link_dial(link);
+    if (ch_ssh_set_deadline(link, link->left_ms) == CH_OK) {
+        link_dial(link);
+    } else {
+        ch_ssh_fail_memory(link, "tcp");
+    }
     if (link->state == DEAD) {
         link->depth--; /* inside another link's call: report later */
         ch_ssh_kick(link);
@@ -201,6 +212,9 @@ link_connect(struct ch_link *link)
         ch_ssh_fail_memory(link, "tcp");
     } else if (r == 0) {
         link->state = PACING;
+        link->left_ms = (link->deadline_us - ch_now_us()) / 1000;
+        ch_loop_cancel(link->loop, link->deadline);
+        link->deadline = NULL;
     } else {
         link_dial(link);
     }
@@ -246,16 +260,15 @@ link_on_rested(void *arg)
 }
 
 /* The server hung up before it said who it is: probably MaxStartups. Try
- * again after a random time that doubles, as long as the deadline allows. */
+ * again after a random time that doubles, for as long as the deadline allows.
+ */
 static int
 link_retry(struct ch_link *link)
 {
-    unsigned step = 50u << link->retries, jitter = 0;
+    unsigned step = 50u << (link->retries < 5 ? link->retries : 5);
+    unsigned jitter = 0;
     int64_t delay_ms, left_ms = (link->deadline_us - ch_now_us()) / 1000;
 
-    if (link->retries >= RETRIES_MAX) {
-        return 0;
-    }
     (void)!getrandom(&jitter, sizeof(jitter), GRND_NONBLOCK);
     delay_ms = step + jitter % step;
     if (delay_ms + 100 > left_ms) {
@@ -427,6 +440,13 @@ ch_ssh_kex_run(struct ch_link *link)
     int rc = ssh_connect(link->session);
 
     fd_nonblocking(link);
+    if (!link->greeted && ssh_get_serverbanner(link->session) != NULL) {
+        link->greeted = 1;
+        if (ch_ssh_set_deadline(link, link->login_ms) != CH_OK) {
+            ch_ssh_fail_memory(link, "kex");
+            return;
+        }
+    }
     if (rc == SSH_AGAIN && ch_ssh_is_alive(link)) {
         return;
     }

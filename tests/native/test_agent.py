@@ -845,10 +845,9 @@ def children_of(pid):
     [
         ("cancel", ""),
         ("timeout", ""),
-        ("eof", ""),
         ("sigterm", ""),
         ("cancel", "trap '' TERM;"),
-        ("eof", "trap '' TERM;"),
+        ("sigterm", "trap '' TERM;"),
     ],
 )
 def test_killing(way, trap):
@@ -872,8 +871,6 @@ def test_killing(way, trap):
         pids = shell + children()
     if way == "cancel":
         client.send("CANCEL", b"", request)
-    elif way == "eof":
-        client.process.stdin.close()
     elif way == "sigterm":
         os.kill(int(client.hello["pid"]), signal.SIGTERM)
     if way in ("cancel", "timeout"):
@@ -886,6 +883,28 @@ def test_killing(way, trap):
     assert wait_until(lambda: all(gone(pid) for pid in pids))
     client.close()
     assert client.process.returncode == 0
+
+
+@pytest.mark.row("C14")
+@pytest.mark.parametrize("form", ["login", "sub"])
+def test_what_runs_outlives_the_connection(tmp_path, form):
+    """As under a plain sshd: to its natural end, whatever it prints; then the agent ends too."""
+    mark = tmp_path / "mark"
+    client = AgentClient()
+    agent = 0
+    if form == "sub":
+        client.wait(start_sub(client, become("COMMAND"), **SUDO))
+        agent = 1
+    script = f"echo $$ $PPID > {mark}.pids; cat >/dev/null; head -c 3000000 /dev/zero; sleep 1; echo end >> {mark}"
+    client.request("EXEC", pack(script, "", 0, "data", "sh"), agent)
+    assert wait_until(lambda: os.path.exists(f"{mark}.pids") and open(f"{mark}.pids").read().endswith("\n"))
+    pids = [int(pid) for pid in open(f"{mark}.pids").read().split()] + [int(client.hello["pid"])]
+    client.process.stdin.close()
+    client.process.stdout.close()
+    assert not mark.exists()
+    assert wait_until(mark.exists)
+    assert wait_until(lambda: all(gone(pid) for pid in pids))
+    assert client.process.wait(10) == 0 and mark.read_text() == "end\n"
 
 
 def test_cancelled_at_once(agent, custom):
@@ -1114,7 +1133,7 @@ def test_sub_agents_end_with_the_agent():
     started = client.wait(start_sub(client, become("COMMAND"), **SUDO))
     items = [item.decode() for item in started.items]
     pid = int(dict(zip(items[::2], items[1::2]))["pid"])
-    body = pack("sleep 600", "", 0, "null", "sh")
+    body = pack("sleep 1", "", 0, "null", "sh")
     request = client.request("EXEC", body, 1)
     while client.frame()[:2] != ("ACCEPTED", request):
         pass

@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+from sshds import KEYGEN, Server, free_port, key_agent, keygen
 
 REPO = Path(__file__).resolve().parents[2]
 SANITIZE = os.environ.get("CH_SANITIZE", "")
 DRIVER = REPO / "tests" / "unit" / "bin" / ("asan" if SANITIZE else "") / "linkcheck"
-SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
-KEYGEN = "ssh-keygen"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a password account needs root")
 MEGA = 1000 * 1000
 
@@ -35,90 +34,6 @@ def pattern(size):
 
 def sha1(data):
     return hashlib.sha1(data).hexdigest()
-
-
-def keygen(path, kind="ed25519", passphrase="", *extra):
-    subprocess.run([KEYGEN, "-q", "-t", kind, "-N", passphrase, "-f", str(path), *extra], check=True)
-    return path
-
-
-def free_port(host):
-    with socket.socket() as s:
-        s.bind((host, 0))
-        return s.getsockname()[1]
-
-
-class Server:
-    """One sshd on 127.0.0.x with its own host key; stopped with all its sessions."""
-
-    def __init__(self, top, host="127.0.0.71", extra="", pam="no"):
-        self.dir, self.host, self.port = Path(top), host, free_port(host)
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        self.key = keygen(self.dir / "host_ed25519")
-        (self.dir / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress {host}\nHostKey {self.key}\nPidFile none\nUsePAM {pam}\nStrictModes no\n"
-            f"AuthorizedKeysFile {self.dir}/authorized\nPermitRootLogin yes\nPermitUserEnvironment no\nAcceptEnv CH_*\n{extra}"
-        )
-        with open(self.dir / "sshd.log", "wb") as log:
-            command = [SSHD, "-D", "-e", "-f", str(self.dir / "sshd_config")]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-        for _ in range(200):
-            try:
-                socket.create_connection((host, self.port), 1).close()
-                return
-            except OSError:
-                assert self.process.poll() is None, (self.dir / "sshd.log").read_text()
-                time.sleep(0.02)
-        raise AssertionError("sshd does not answer")
-
-    def stop(self):
-        for pid in children(self.process.pid):
-            kill(pid)
-        kill(self.process.pid)
-        self.process.wait()
-
-    def log_until(self, text, start):
-        """The log after byte start, once text is in it (sshd writes it behind its answers)."""
-        for _ in range(500):
-            log = (self.dir / "sshd.log").read_bytes()[start:].decode()
-            if text in log:
-                return log
-            time.sleep(0.02)
-        raise AssertionError(f"not in the log: {text}\n{log}")
-
-    @property
-    def name(self):
-        return f"[{self.host}]:{self.port}"
-
-    def host_line(self, name=None, key=None):
-        return (
-            f"{name or self.name} {Path(f'{key or self.key}.pub').read_text().split(' ', 2)[0]} "
-            + Path(f"{key or self.key}.pub").read_text().split()[1]
-        )
-
-
-def kill(pid):
-    for number in (signal.SIGCONT, signal.SIGKILL):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            pass
-
-
-def children(pid):
-    """All descendants of pid."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-    found, queue = [], [pid]
-    while queue:
-        queue += [p for p, parent in parents.items() if parent == queue[0]]
-        found.append(queue.pop(0))
-    return found[1:]
 
 
 class Report:
@@ -575,18 +490,8 @@ def test_a_key_others_can_read_is_not_used(link, server, tmp_path):
 
 @pytest.fixture
 def agent(tmp_path):
-    path = tmp_path / "agent"
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
-    while not path.exists():
-        time.sleep(0.01)
-
-    def add(*keys):
-        env = {**os.environ, "SSH_AUTH_SOCK": str(path)}
-        subprocess.run(["ssh-add", "-q", *map(str, keys)], check=True, env=env)
-
-    yield path, add, process
-    kill(process.pid)
-    process.wait()
+    with key_agent(tmp_path / "agent") as (add, process):
+        yield tmp_path / "agent", add, process
 
 
 def test_agent(link, server, agent, tmp_path):
@@ -630,7 +535,7 @@ def test_an_agent_that_does_not_answer_meets_the_deadline(link, server, agent):
     path, add, process = agent
     add(server.dir / "id")
     os.kill(process.pid, signal.SIGSTOP)
-    report = link("echo hi", identity=None, agent=path, timeout_ms=500)
+    report = link("echo hi", identity=None, agent=path, login_timeout_ms=500)
     assert report.failed[:2] == ("unreachable", "auth")
     assert report.failed[2].endswith("timed out")
 
@@ -652,10 +557,12 @@ class SlowSigner(threading.Thread):
             body = client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
             if body[0] == 13 and self.manner == "silent":
                 continue
-            if body[0] == 13 and self.manner == "refuse":
+            if body[0] == 13 and self.manner == "slow":
+                time.sleep(1.5)
+            elif body[0] == 13 and self.manner == "refuse":
                 client.sendall(b"\0\0\0\1\5")
                 continue
-            if body[0] == 13:
+            elif body[0] == 13:
                 client.close()
                 return
             with socket.socket(socket.AF_UNIX) as real:
@@ -670,8 +577,17 @@ def test_an_agent_that_does_not_sign(link, server, agent, tmp_path, manner):
     path, add, _ = agent
     add(server.dir / "id")
     SlowSigner(tmp_path / "slow", path, manner)
-    report = link("echo hi", identity=None, agent=tmp_path / "slow", timeout_ms=700)
+    report = link("echo hi", identity=None, agent=tmp_path / "slow", login_timeout_ms=700)
     assert report.failed[0] == ("unreachable" if manner == "silent" else "auth"), report.text
+
+
+@pytest.mark.row("A22")
+def test_a_login_may_take_longer_than_the_connection(link, server, agent, tmp_path):
+    """As with ssh: ConnectTimeout is for the connection, not for the person who must touch a key."""
+    path, add, _ = agent
+    add(server.dir / "id")
+    SlowSigner(tmp_path / "slow", path, "slow")
+    assert link("echo hi", identity=None, agent=tmp_path / "slow", timeout_ms=700).out() == "hi\n"
 
 
 def test_a_link_can_go_while_the_agent_thinks(link, server, agent, tmp_path):

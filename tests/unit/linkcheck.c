@@ -390,6 +390,8 @@ set_number(const char *key, char *value)
         options.port = n;
     } else if (strcmp(key, "timeout_ms") == 0) {
         options.timeout_ms = n;
+    } else if (strcmp(key, "login_timeout_ms") == 0) {
+        options.login_timeout_ms = n;
     } else if (strcmp(key, "only") == 0) {
         options.identities_only = n;
     } else if (strcmp(key, "hash") == 0) {

@@ -1,0 +1,434 @@
+"""A bad network between the pool and a real sshd: one session may be lost, nothing else is; nothing waits for ever; nothing runs twice."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import struct
+import time
+from pathlib import Path
+
+import pytest
+from chaos import Chaos, Script, Way
+from far import Far
+from sshds import children
+from talking import (
+    ACCEPTED,
+    DATA,
+    END,
+    EXIT,
+    FAILED,
+    FETCH,
+    OPENED,
+    PUT,
+    WINDOW,
+)
+
+MEGA = 1 << 20
+FACTOR = int(os.environ.get("CHURTEN_FAULTS_FACTOR", "1"))  # sizes and counts, times this: 10 and more for a night
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="module")
+def far(top):
+    made = Far(top)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def proxy(far):
+    with Chaos(far.address) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def sshd(top, host, extra):
+    made = Far(top, host, extra)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def memory_kib(pid):
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0])
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Upload:
+    """A PUT that sends whenever the window lets it."""
+
+    def __init__(self, talk, session, path, data):
+        self.talk, self.session, self.data, self.sent, self.window = talk, session, data, 0, MEGA
+        self.request = talk.send(PUT, session, 0, [str(path), "0600", str(len(data))])
+        self.feed()
+
+    def feed(self):
+        while self.sent < len(self.data) and self.window > 0:
+            chunk = self.data[self.sent : self.sent + (128 << 10)]
+            self.sent += len(chunk)
+            self.window -= len(chunk)
+            self.talk.send(DATA, self.session, 0, body=chunk, request=self.request, flags=END if self.sent == len(self.data) else 0)
+
+    def step(self):
+        """Handles one frame of this request; the final one is returned."""
+        got = self.talk.until(lambda f: f.request == self.request and f.type in (WINDOW, EXIT, FAILED), "the upload goes on")
+        if got.type != WINDOW:
+            return got
+        self.window += struct.unpack(">I", got.body)[0]
+        self.feed()
+        return None
+
+    def finish(self):
+        while (got := self.step()) is None:
+            pass
+        return got
+
+
+def failure(talk, frame):
+    assert frame.type == FAILED, frame
+    from churten import _core
+
+    return [item.decode() for item in _core.unpack(frame.body)]
+
+
+# --- A11: stalls ---
+
+
+@pytest.mark.row("A11")
+@pytest.mark.parametrize("which", ["both", "down"])
+def test_a_stalled_connection_is_given_up(own_pool, far, proxy, which):
+    talk, other = own_pool.talk(), own_pool.talk()
+    far.begin(other, key="other")
+    far.begin(talk, at=proxy, alive_interval_ms=400, alive_count=3)
+    request = talk.exec("sleep 60")
+    talk.until(lambda f: f.request == request and f.type == ACCEPTED)
+    proxy.links[0].stall(which)
+    began = time.monotonic()
+    cls, layer, words, started = talk.failed(request)
+    assert (cls, layer, started) == ("unreachable", "agent", "1") and words == "no answer for 1 seconds"
+    assert time.monotonic() - began > 0.8  # not at the first silent moment
+    assert other.result(other.exec("echo fine"))[1] == b"fine\n"
+    far.begin(talk, at=proxy, alive_interval_ms=400)
+    assert talk.result(talk.exec("echo again"))[1] == b"again\n"
+
+
+@pytest.mark.row("A11")
+def test_a_long_silent_command_is_no_stall(own_pool, far, proxy):
+    talk = own_pool.talk()
+    far.begin(talk, at=proxy, alive_interval_ms=200, alive_count=3)
+    assert talk.result(talk.exec("sleep 3; echo done"))[1] == b"done\n"
+
+
+@pytest.mark.row("A11")
+@pytest.mark.parametrize("offset", [0, 5, 300, 1200, 1600])
+def test_a_stall_on_the_way_in_meets_a_deadline(own_pool, far, proxy, offset):
+    proxy.script = lambda number: Script(down=Way(stall_at=offset))
+    talk = own_pool.talk()
+    opened = far.open(talk, at=proxy, timeout_ms=1500, login_timeout_ms=1000)
+    start = far.start(talk, timeout_ms=500)
+    cls, layer, words, started = talk.failed(opened)
+    assert (cls, started) == ("unreachable", "0") and "timed out" in words
+    assert layer == "kex" if offset < 1500 else layer in ("kex", "auth")
+    assert talk.failed(start)[::3] == ["unreachable", "0"]
+
+
+@pytest.mark.row("A11")
+def test_a_stall_while_the_agent_starts(own_pool, far, proxy):
+    talk = own_pool.talk()
+    assert talk.final(far.open(talk, at=proxy)).type == OPENED
+    proxy.links[0].stall("down")
+    request = far.start(talk, timeout_ms=800)
+    cls, _, words, started = talk.failed(request)
+    assert (cls, started) == ("agent", "0") and "in time" in words
+
+
+# --- A13: a target that stops reading ---
+
+
+@pytest.mark.row("A13")
+@pytest.mark.parametrize("how", ["proxy", "sshd"])
+def test_a_target_that_stops_reading_costs_nobody_else_anything(own_pool, far, proxy, top, how):
+    talk, other = own_pool.talk(), own_pool.talk()
+    far.begin(other, key="other")
+    mine = set(children(far.server.process.pid))
+    far.begin(talk, at=proxy, alive_interval_ms=3000, alive_count=2)
+    sessions = [pid for pid in children(far.server.process.pid) if pid not in mine and b"sshd:" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for _ in range(5):
+        assert other.result(other.exec("echo fine"))[1] == b"fine\n"
+    before = memory_kib(own_pool.process.pid)
+    assert talk.result(talk.exec("echo fine"))[1] == b"fine\n"  # not asked first whether it is still there
+    if how == "proxy":
+        proxy.links[0].stall("up")
+    else:
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+    upload = Upload(talk, 1, top / "never", bytes(20 * MEGA))
+    began = time.monotonic()
+    slowest = 0.0
+    most = before
+    while time.monotonic() - began < 3:
+        at = time.monotonic()
+        assert other.result(other.exec("echo fine"))[1] == b"fine\n"
+        slowest = max(slowest, time.monotonic() - at)
+        most = max(most, memory_kib(own_pool.process.pid))
+    assert most - before <= 4 << 10, f"{most - before} KiB"
+    assert slowest < 2.0  # a frozen loop would have taken until the session was given up
+    cls, layer, words, started = failure(talk, upload.finish())
+    assert (cls, layer, started) == ("unreachable", "agent", "1") and "no answer" in words
+    assert upload.sent < 20 * MEGA
+    for pid in sessions if how == "sshd" else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGKILL)
+    far.begin(talk, session=2, key="next")
+    assert talk.result(talk.exec("echo again", 2))[1] == b"again\n"
+
+
+# --- A9, C14: the session ends under a request ---
+
+
+@pytest.mark.row("A9")
+@pytest.mark.parametrize("how", ["reset", "end"])
+def test_a_broken_connection_ends_its_requests_at_once(own_pool, far, proxy, top, how):
+    talk = own_pool.talk()
+    far.begin(talk, at=proxy)
+    running = talk.exec("echo $$; sleep 60")
+    talk.until(lambda f: f.request == running and f.type == ACCEPTED)
+    if how == "reset":
+        proxy.links[0].reset()
+    else:
+        proxy.links[0].end("down")
+    began = time.monotonic()
+    cls, layer, words, started = talk.failed(running)
+    assert ((cls, layer, started) == ("unreachable", "tcp", "1") and far.server.host in words) or "127.0.0.1" in words
+    assert time.monotonic() - began < 10
+    far.begin(talk, at=proxy)
+    assert talk.result(talk.exec("echo again"))[1] == b"again\n"
+
+
+@pytest.mark.row("C14")
+def test_what_runs_when_the_connection_drops_goes_on_to_its_end(own_pool, far, proxy, top):
+    mark = top / "natural-end"
+    talk = own_pool.talk()
+    far.begin(talk, at=proxy)
+    pids = talk.exec(f"echo $PPID; sleep 0.3; echo $$ > {mark}.pid; sleep 2; echo done > {mark}")
+    wait_for(lambda: Path(f"{mark}.pid").exists() and Path(f"{mark}.pid").read_text())
+    child = int(Path(f"{mark}.pid").read_text())
+    agent = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    proxy.links[0].reset()
+    assert talk.failed(pids)[::3] == ["unreachable", "1"]
+    assert not gone(child) and not mark.exists()
+    wait_for(mark.exists)
+    wait_for(lambda: gone(child))
+    wait_for(lambda: gone(agent))
+
+
+# --- A10: reset in the middle of a file ---
+
+
+@pytest.mark.row("A10")
+@pytest.mark.parametrize("old", [True, False])
+def test_an_upload_that_breaks_leaves_the_old_file(own_pool, far, proxy, top, old):
+    folder = top / f"put-{old}"
+    folder.mkdir()
+    path = folder / "file"
+    if old:
+        path.write_text("old")
+    size = 8 * MEGA * FACTOR
+    proxy.script = lambda number: Script(up=Way(reset_at=size // 2))
+    talk = own_pool.talk()
+    far.begin(talk, at=proxy)
+    got = failure(talk, Upload(talk, 1, path, os.urandom(size)).finish())
+    assert got[::3] == ["unreachable", "1"]
+    wait_for(lambda: [p.name for p in folder.iterdir()] == (["file"] if old else []))
+    assert not old or path.read_text() == "old"
+
+
+@pytest.mark.row("A10")
+def test_a_download_that_breaks_says_so(own_pool, far, proxy, top):
+    path = top / "large"
+    path.write_bytes(os.urandom(4 * MEGA * FACTOR))
+    proxy.script = lambda number: Script(down=Way(reset_at=2 * MEGA * FACTOR))
+    talk = own_pool.talk()
+    far.begin(talk, at=proxy)
+    request = talk.send(FETCH, 1, 0, [str(path)])
+    with pytest.raises(AssertionError, match=r"FAILED.*unreachable"):
+        talk.result(request)
+
+
+# --- A12, A14: slow, in pieces, with new keys all the time ---
+
+
+@pytest.mark.row("A12")
+def test_every_byte_a_packet_of_its_own(own_pool, far, proxy):
+    proxy.script = lambda number: Script(up=Way(segment=1), down=Way(segment=1))
+    talk = own_pool.talk()
+    far.begin(talk, at=proxy, alive_interval_ms=1000)
+    for size in (0, 1, 4095, 100_000):
+        rc, out, _ = talk.result(talk.exec(f"head -c {size} /dev/zero; exit 3"))
+        assert (rc, len(out)) == (3, size)
+
+
+@pytest.mark.row("A12")
+def test_a_far_and_thin_line_is_no_timeout(own_pool, far, proxy):
+    proxy.script = lambda number: Script(
+        up=Way(latency_s=0.25, bytes_per_s=16_000, hiccup=(0.05, 0.4)), down=Way(latency_s=0.25, bytes_per_s=16_000, hiccup=(0.05, 0.4))
+    )
+    talk = own_pool.talk()
+    far.begin(talk, at=proxy, alive_interval_ms=1500, alive_count=3)
+    assert talk.result(talk.exec("head -c 40000 /dev/zero; exit 3")) == (3, bytes(40000), b"")
+
+
+@pytest.mark.row("A14")
+def test_new_keys_all_the_time(own_pool, top):
+    size = 16 * MEGA * FACTOR
+    data = os.urandom(MEGA) * (size // MEGA)
+    with sshd(top, "127.0.0.82", "RekeyLimit 256K\nLogLevel DEBUG1\n") as far, Chaos(far.address) as proxy:
+        proxy.script = lambda number: Script(up=Way(segment=1400), down=Way(segment=1400))
+        talk = own_pool.talk()
+        far.begin(talk, at=proxy, alive_interval_ms=5000)
+        (top / "down").write_bytes(data)
+        upload = Upload(talk, 1, top / "up", data)
+        download = talk.send(FETCH, 1, 0, [str(top / "down")])
+        got, longest, last = hashlib.sha1(), 0.0, time.monotonic()
+        count, ended = 0, {}
+        while len(ended) < 2:
+            frame = talk.until(lambda f: f.request in (upload.request, download) and f.type in (DATA, WINDOW, EXIT, FAILED), "progress")
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            if frame.type in (EXIT, FAILED):
+                ended[frame.request] = frame.type
+            elif frame.type == WINDOW:
+                upload.window += struct.unpack(">I", frame.body)[0]
+                upload.feed()
+            elif frame.body:
+                got.update(frame.body)
+                count += len(frame.body)
+                talk.client.send(WINDOW, 1, 0, download, struct.pack(">I", len(frame.body)))
+        assert set(ended.values()) == {EXIT}
+        assert (count, got.digest()) == (size, hashlib.sha1(data).digest())
+        assert (top / "up").read_bytes() == data
+        log = (far.dir / "sshd.log").read_text(errors="replace")
+        assert log.count("SSH2_MSG_NEWKEYS received") >= size // (256 << 10)
+        assert longest < 10
+
+
+# --- A15: the server drops a session that is kept ---
+
+
+@pytest.mark.row("A15")
+def test_a_session_that_was_dropped_while_idle_is_made_anew(own_pool, far):
+    talk = own_pool.talk()
+    for _ in range(20 * FACTOR):
+        far.begin(talk)
+        assert talk.result(talk.exec("echo fine"))[1] == b"fine\n"
+        for pid in children(far.server.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        ended = talk.until(lambda f: f.type == FAILED and f.request == 0)
+        assert ended.session == 1
+        assert talk.failed(talk.exec("echo late"))[::3] == ["unreachable", "0"]
+
+
+@pytest.mark.row("A15")
+def test_dropped_exactly_when_it_is_used_again(own_pool, far, top):
+    """Whatever says that it never started did not; what was answered ran once."""
+    talk = own_pool.talk()
+    answers = []
+    for n in range(30 * FACTOR):
+        mark = top / f"race-{n}"
+        far.begin(talk)
+        victims = children(far.server.process.pid)
+        request = talk.exec(f"echo x >> {mark}; echo fine") if n % 2 else None
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if request is None:
+            request = talk.exec(f"echo x >> {mark}; echo fine")
+        got = talk.until(lambda f, request=request: f.request == request and f.type in (EXIT, FAILED))
+        answers.append("ran" if got.type == EXIT else failure(talk, got)[3])
+        talk.until(lambda f: f.type == FAILED and f.request == 0)
+        if answers[-1] == "0":
+            assert not mark.exists()
+        assert not mark.exists() or mark.read_text() == "x\n"
+    assert len(answers) == 30 * FACTOR
+
+
+# --- A16, A17: limits of the server ---
+
+
+@pytest.mark.row("A16")
+def test_everything_through_the_one_session_a_server_allows(own_pool, top):
+    with sshd(top, "127.0.0.83", "MaxSessions 1\n") as far:
+        talk = own_pool.talk()
+        far.begin(talk)
+        requests = [talk.exec(f"sleep 0.2; echo {n}") for n in range(50)]
+        assert [int(talk.result(r)[1]) for r in requests] == list(range(50))
+        cls, _, words, started = talk.failed(far.raw(talk, "echo one more"))
+        assert ((cls, started) == ("unsupported", "0") and "refused" in words) or "open failed" in words
+        assert talk.result(talk.exec("echo fine"))[1] == b"fine\n"
+
+
+@pytest.mark.row("A17")
+def test_a_crowd_at_a_server_that_drops_most_of_it(own_pool, top):
+    count = 100
+    with sshd(top, "0.0.0.0", "MaxStartups 3:100:5\n") as far:
+        talk = own_pool.talk()
+        requests = [far.open(talk, n, key=f"c{n}", host=f"127.0.1.{n}") for n in range(1, count + 1)]
+        for request in requests:
+            got = talk.final(request)
+            assert got.type == OPENED, failure(talk, got)
+        dropped = (far.dir / "sshd.log").read_text().count("drop connection") + (far.dir / "sshd.log").read_text().count("MaxStartups")
+        assert dropped > 0
+
+
+@pytest.mark.row("A17")
+def test_few_handshakes_at_once_to_one_address(own_pool, far):
+    with Chaos(far.address) as proxy:
+        proxy.script = lambda number: Script(down=Way(latency_s=0.3))
+        talk = own_pool.talk()
+        requests = [far.open(talk, n, at=proxy, key=f"p{n}") for n in range(1, 31)]
+        proxy.wait(lambda: len(proxy.links) == 8)
+        time.sleep(0.3)
+        assert len(proxy.links) == 8
+        assert [talk.final(r).type for r in requests] == [OPENED] * 30
+
+
+# --- A5: many new hosts at once ---
+
+
+@pytest.mark.row("A5", "F17")
+def test_each_new_host_is_recorded_once(own_pool, top):
+    count = 200
+    with sshd(top, "0.0.0.0", "MaxStartups 500\n") as far:
+        known = top / "accept-new"
+        talk = own_pool.talk()
+        more = {"known_hosts": known, "host_key_checking": "accept-new"}
+        requests = [far.open(talk, n, key=f"n{n}", host=f"127.0.2.{n}", **more) for n in range(1, count + 1)]
+        requests += [far.open(talk, n + count, key=f"m{n}", host=f"127.0.2.{n}", **more) for n in range(1, count + 1, 20)]
+        for request in requests:
+            got = talk.final(request)
+            assert got.type == OPENED, failure(talk, got)
+        names = [line.split()[0] for line in known.read_text().splitlines()]
+        assert sorted(names) == sorted(f"[127.0.2.{n}]:{far.server.port}" for n in range(1, count + 1))
