@@ -35,6 +35,7 @@
 #define MARK_MAX  96u
 #define TAIL_MAX  2048u
 #define PING_LEN  8u
+#define SAID_MAX  1000u /* lines of one agent in the log */
 #define PROBE_MS  10000 /* at most, for the answer to the question above */
 
 enum state { STARTING, GREETING, READY, DEAD };
@@ -62,6 +63,7 @@ struct ch_agentlink {
     uint64_t *in_bytes, *out_bytes;
     int refused; /* reading stopped by CH_ERR_AGAIN */
     int in_frames;
+    unsigned said; /* LOG frames */
     uint8_t tail[TAIL_MAX]; /* last stderr bytes, for messages */
     size_t tail_len;
     int exit_rc, exit_signal;
@@ -309,7 +311,7 @@ al_scan(struct ch_agentlink *al)
 static int
 al_hello(struct ch_agentlink *al, const struct ch_frame *frame)
 {
-    if (frame->type != CH_HELLO || (frame->flags & CH_FLAG_ZLIB) ||
+    if (frame->type != CH_HELLO ||
         ch_vec_check(frame->body, frame->len, 1) != CH_OK) {
         return CH_ERR_PROTOCOL;
     }
@@ -325,6 +327,9 @@ al_frame(struct ch_agentlink *al, const struct ch_frame *frame)
 {
     char text[1024];
 
+    if (frame->flags & CH_FLAG_ZLIB) {
+        return CH_ERR_PROTOCOL; /* agents do not compress: no bombs */
+    }
     if (al->state == GREETING) {
         return al_hello(al, frame);
     }
@@ -340,8 +345,10 @@ al_frame(struct ch_agentlink *al, const struct ch_frame *frame)
         al_control(al, CH_PONG, frame->body, frame->len);
         return CH_OK;
     case CH_LOG:
-        ch_text_escape(text, sizeof(text), frame->body, frame->len);
-        ch_log("%s: agent says: %s", al->name, text);
+        if (al->said++ < SAID_MAX) {
+            ch_text_escape(text, sizeof(text), frame->body, frame->len);
+            ch_log("%s: agent says: %s", al->name, text);
+        }
         return CH_OK;
     default:
         return al->events->on_frame(al->arg, frame);

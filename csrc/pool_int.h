@@ -178,6 +178,8 @@ struct request {
     int64_t received_us, sent_us;
     int64_t down, up; /* window left: to the client, to the target */
     int up_ended;     /* the client sent END */
+    int down_ended;   /* bit per stream: the target sent END */
+    int cancelled;    /* its EXIT may come without ACCEPTED */
 };
 
 /* --- pool.c --- */

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "log.h"
 #include "zip.h"
 
 #define KEY_MAX 1000u
@@ -165,10 +166,13 @@ request_fail(struct request *req, const struct fail *fail)
     request_free(req);
 }
 
+/* --- from the target: checked before a client sees it --- */
+
 static int
 reply_window(struct request *req, const struct ch_frame *frame)
 {
     if (frame->len != 4 || (req->type != CH_PUT && req->type != CH_EXEC) ||
+        get_u32(frame->body) == 0 ||
         req->up + get_u32(frame->body) > CH_WIRE_WINDOW) {
         return CH_ERR_PROTOCOL;
     }
@@ -177,16 +181,101 @@ reply_window(struct request *req, const struct ch_frame *frame)
     return CH_OK;
 }
 
+/* Every frame must bring something, or it could come without end: bytes
+ * (bounded by the window), or the first END of its stream. */
 static int
 reply_data(struct request *req, const struct ch_frame *frame)
 {
-    size_t raw = 0;
+    int stream = frame->flags >> 2 & 3;
+    int ends = (frame->flags & CH_FLAG_END) != 0;
 
-    if (frame_raw_len(frame, &raw) != CH_OK || (req->down <= 0 && raw > 0)) {
+    if (stream == 3 || (req->down_ended & 1 << stream) != 0 ||
+        (frame->len == 0 && !ends) || (req->down <= 0 && frame->len > 0)) {
         return CH_ERR_PROTOCOL;
     }
-    req->down -= (int64_t)raw;
+    req->down_ended |= ends << stream;
+    req->down -= (int64_t)frame->len;
     request_forward(req, frame);
+    return CH_OK;
+}
+
+/* A decimal number of at most 18 digits. */
+static int
+is_number(const uint8_t *text, size_t len)
+{
+    size_t at = len > 0 && text[0] == '-' ? 1 : 0;
+
+    if (len == at || len - at > 18) {
+        return 0;
+    }
+    while (at < len && text[at] >= '0' && text[at] <= '9') {
+        at++;
+    }
+    return at == len;
+}
+
+static int
+reply_exit(struct request *req, const struct ch_frame *frame)
+{
+    struct ch_vec vec;
+    const uint8_t *item = NULL;
+    size_t len = 0;
+    int files = req->type == CH_PUT || req->type == CH_FETCH;
+
+    if (ch_vec_check(frame->body, frame->len, 0) != CH_OK ||
+        ch_vec_init(&vec, frame->body, frame->len) != CH_OK || vec.left != 6 ||
+        (req->state != REQUEST_ACCEPTED && !files && !req->cancelled)) {
+        return CH_ERR_PROTOCOL;
+    }
+    for (int i = 0; i < 3; i++) { /* rc, signal, run time */
+        if (ch_vec_next(&vec, &item, &len) != CH_OK || !is_number(item, len)) {
+            return CH_ERR_PROTOCOL;
+        }
+    }
+    request_stamp(req);
+    request_forward(req, frame);
+    request_free(req);
+    return CH_OK;
+}
+
+/* Only words that an agent may say go on to clients: a class decides what
+ * they do next (`pool` would put all hosts on the stock path). */
+static int
+reply_failed(struct request *req, const struct ch_frame *frame)
+{
+    static const char *const classes[] = {"agent",       "file",
+                                          "cancelled",   "no_python",
+                                          "unsupported", "busy"};
+    struct ch_vec vec;
+    const uint8_t *item[4];
+    size_t len[4];
+    struct fail fail = {.class = "agent", .layer = "agent"};
+    int started;
+
+    if (ch_vec_check(frame->body, frame->len, 0) != CH_OK ||
+        ch_vec_init(&vec, frame->body, frame->len) != CH_OK || vec.left != 4) {
+        return CH_ERR_PROTOCOL;
+    }
+    for (int i = 0; i < 4; i++) {
+        if (ch_vec_next(&vec, &item[i], &len[i]) != CH_OK) {
+            return CH_ERR_PROTOCOL;
+        }
+    }
+    for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++) {
+        if (strlen(classes[i]) == len[0] &&
+            memcmp(classes[i], item[0], len[0]) == 0) {
+            fail.class = classes[i];
+        }
+    }
+    if (len[1] == 4 && memcmp(item[1], "file", 4) == 0) {
+        fail.layer = "file";
+    }
+    ch_text_clean(fail.message, sizeof(fail.message), item[2], len[2]);
+    started = req->state == REQUEST_ACCEPTED || len[3] != 1 || *item[3] != '0';
+    request_stamp(req);
+    client_failed(req->attach->client, req->attach->number, req->agent_number,
+                  req->number, &fail, started);
+    request_free(req);
     return CH_OK;
 }
 
@@ -204,9 +293,8 @@ request_push(struct request *req, uint8_t flags, const uint8_t *data,
 int
 request_reply(struct request *req, const struct ch_frame *frame)
 {
-    size_t raw = 0;
-
-    if (req->state == REQUEST_QUEUED) {
+    if (req->state == REQUEST_QUEUED || (frame->flags & CH_FLAG_ZLIB) ||
+        (frame->type != CH_DATA && frame->flags != 0)) {
         return CH_ERR_PROTOCOL;
     }
     switch (frame->type) {
@@ -222,16 +310,9 @@ request_reply(struct request *req, const struct ch_frame *frame)
     case CH_WINDOW:
         return reply_window(req, frame);
     case CH_EXIT:
+        return reply_exit(req, frame);
     case CH_FAILED:
-        if (frame_raw_len(frame, &raw) != CH_OK ||
-            (!(frame->flags & CH_FLAG_ZLIB) &&
-             ch_vec_check(frame->body, frame->len, 0) != CH_OK)) {
-            return CH_ERR_PROTOCOL;
-        }
-        request_stamp(req);
-        request_forward(req, frame);
-        request_free(req);
-        return CH_OK;
+        return reply_failed(req, frame);
     default:
         return CH_ERR_PROTOCOL;
     }
@@ -294,6 +375,7 @@ request_kill(struct request *req)
 {
     struct ch_frame frame = {.type = CH_CANCEL, .request = req->wire};
 
+    req->cancelled = 1;
     if (agent_put(req->agent, &frame, NULL, 0) != CH_OK) {
         /* Only without memory or agent: then it ends with the agent. */
         return;

@@ -469,7 +469,11 @@ class RemoteFiles:
             reply = client.call(pool.FETCH, session, agent, [in_path], sink=file.write)
             if reply.rc != 0:
                 raise Stock(f"fetch: {to_text(reply.stderr)}")
-            file.complete(int(reply.stdout or b"666", 8))
+            try:
+                mode = int(reply.stdout or b"666", 8)
+            except ValueError:
+                raise pool.PoolFailure("protocol", "agent", "the target sent a mode that is none", True) from None
+            file.complete(mode)
         self._connected = True
         return 0, b"", b""
 

@@ -1,7 +1,7 @@
 """A small agent for tests of the pool: speaks the agent hop of docs/protocol.md on stdin and stdout and does what the test's command says.
 
 EXEC commands: `echo TEXT`, `big N` (N bytes of output), `flood` (ignores the window), `hang`, `cat` (stdin to stdout), `die`, `garbage`, `deaf`, `true`,
-`badwindow`, `double`, `lose` (is not answered, and unknown when asked after). RUN answers with its payload key and how many payloads this agent
+`badwindow`, `double`, `raw HEX`, `early HEX`, `pour HEX`, `lose` (is not answered, and unknown when asked after). RUN answers with its payload key and how many payloads this agent
 has been sent. PUT and FETCH use plain files.
 """
 
@@ -88,7 +88,7 @@ def output(agent, request, size, stream=1):
 def execute(agent, request, items):
     command = items[0].decode()
     word, _, rest = command.partition(" ")
-    if word != "unaccepted":
+    if word not in ("unaccepted", "early"):
         send(ACCEPTED, agent, request)
     if word == "echo":
         return finish(agent, request, 0, rest.encode(), b"agent %d" % agent)
@@ -123,6 +123,14 @@ def execute(agent, request, items):
     if word == "garbage":
         os.write(1, b"Segmentation fault")
         return None
+    if word in ("raw", "early"):  # bytes in hex, REQ stands for the request's number; `early`: without ACCEPTED
+        with lock:
+            return os.write(1, bytes.fromhex(rest.replace("REQ", "%08x" % request)))
+    if word == "pour":  # the same for ever
+        data = bytes.fromhex(rest.replace("REQ", "%08x" % request)) * 500
+        while True:
+            with lock:
+                os.write(1, data)
     if word == "lose":
         return lost.add(request)
     if word == "badwindow":
