@@ -1,8 +1,8 @@
 """A small agent for tests of the pool: speaks the agent hop of docs/protocol.md on stdin and stdout and does what the test's command says.
 
 EXEC commands: `echo TEXT`, `big N` (N bytes of output), `flood` (ignores the window), `hang`, `cat` (stdin to stdout), `die`, `garbage`, `deaf`, `true`,
-`badwindow`, `double`, `raw HEX`, `early HEX`, `pour HEX`, `lose` (is not answered, and unknown when asked after). RUN answers with its payload key and how many payloads this agent
-has been sent. PUT and FETCH use plain files.
+`badwindow`, `double`, `raw HEX`, `early HEX`, `pour HEX`, `lose` (is not answered, and unknown when asked after). RUN answers with its payload key and how
+many payloads this agent has been sent. PUT and FETCH use plain files.
 """
 
 import os
