@@ -113,6 +113,7 @@ class Plan:
     reasons: list[str]  # why it is not libssh
     spec: dict[str, str | list[str]]
     asks_tty: bool = False  # stock would ask a question (unknown host key, passphrase) that a person could answer
+    digest: str = ""  # of the settings it was made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,9 +390,9 @@ def refuse(request: Request, transport: str, reason: str) -> Plan:
     old = plan(request)
     if transport == "ssh" and request.password:
         transport = "stock"
-    new = _plans[request] = Plan(transport, [*old.reasons, reason], dict(old.spec), old.asks_tty)
+    new = _plans[request] = Plan(transport, [*old.reasons, reason], dict(old.spec), old.asks_tty, old.digest)
     if transport == "ssh":
-        new.spec = _client_spec(request, old.spec)
+        new.spec = _client_spec(request, old.spec, old.digest)
     return new
 
 
@@ -422,11 +423,12 @@ def decide(request: Request, settings: Settings, base: Settings) -> Plan:
         return Plan("stock", mapper.stock, spec)
     if request.wanted == "ssh":
         mapper.client.insert(0, "churten_transport is ssh")
+    digest = _digest(settings)
     if not mapper.client:
-        return Plan("libssh", [], spec, mapper.asks_tty)
+        return Plan("libssh", [], spec, mapper.asks_tty, digest)
     if request.password:
         return Plan("stock", [*mapper.client, "a password cannot be given to an OpenSSH client process"], spec)
-    return Plan("ssh", mapper.client, _client_spec(request, spec), mapper.asks_tty)
+    return Plan("ssh", mapper.client, _client_spec(request, spec, digest), mapper.asks_tty, digest)
 
 
 _LOCAL_ENV = re.compile(
@@ -434,7 +436,17 @@ _LOCAL_ENV = re.compile(
 )
 
 
-def _client_spec(request: Request, spec: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+# How long to wait and where stock keeps its own master: no other session because of them.
+_NOT_THE_SESSION = ("connecttimeout", "controlmaster", "controlpath", "controlpersist", "serveralivecountmax", "serveraliveinterval")
+
+
+def _digest(settings: Settings) -> str:
+    """Of all that decides what a session of an OpenSSH client is: the arguments do not show what a configuration file says."""
+    kept = {k: v for k, v in settings.items() if k not in _NOT_THE_SESSION}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _client_spec(request: Request, spec: dict[str, str | list[str]], digest: str) -> dict[str, str | list[str]]:
     """The spec for an OpenSSH client process: stock's own arguments, without starting a ControlMaster of its own."""
     control = ["-o", "ControlMaster=no", "-o", "ControlPersist=no"]
     argv = list(request.argv)
@@ -445,6 +457,7 @@ def _client_spec(request: Request, spec: dict[str, str | list[str]]) -> dict[str
         for k, v in spec.items()
         if k in ("host", "port", "user", "timeout_ms", "idle_ms", "alive_interval_ms", "alive_count")
     }
+    out["_settings"] = digest  # not sent: it only makes another session
     out["argv"] = [shutil.which(argv[0]) or argv[0], *control, "-o", "BatchMode=yes", *argv[1:], "--", request.host]
     out["env"] = [f"{k}={v}" for k, v in sorted(os.environ.items()) if not _LOCAL_ENV.fullmatch(k)]
     try:

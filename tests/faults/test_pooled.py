@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A kept session is only used again by those who would have made the same one: any difference in policy makes another."""
+
+import itertools
+import subprocess
+
+import pytest
+
+from churten.transport import options, warm
+from churten.transport.pool import spec_key
+
+# Two values for everything that says who we are, who they must be, and what protects the way.
+POLICY = {
+    "hostname": ("192.0.2.1", "192.0.2.2"),
+    "port": ("22", "2222"),
+    "user": ("one", "two"),
+    "identityfile": ("{dir}/one", "{dir}/two"),
+    "identityagent": ("/agent/one", "/agent/two"),
+    "identitiesonly": ("no", "yes"),
+    "stricthostkeychecking": ("true", "false"),
+    "userknownhostsfile": ("/known/one", "/known/two"),
+    "hostkeyalias": ("one", "two"),
+    "ciphers": ("aes256-ctr", "aes128-ctr"),
+    "setenv": ("A=1", "A=2"),
+    "bindaddress": ("127.0.0.1", "127.0.0.2"),
+}
+CLIENT = {
+    "proxyjump": ("one", "two"),
+    "certificatefile": ("/cert/one", "/cert/two"),
+    "forwardagent": ("yes", "/agent"),
+    "user": ("one", "two"),
+    "knownhostscommand": ("/bin/one", "/bin/two"),
+    "revokedhostkeys": ("/krl/one", "/krl/two"),
+}
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    (tmp_path / "pool").mkdir(mode=0o700)
+    monkeypatch.setenv("CHURTEN_POOL_DIR", str(tmp_path / "pool"))
+    monkeypatch.setattr(options, "_has_tickets", lambda: False)
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    for name in ("one", "two"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+    done = subprocess.run(["ssh", "-G", "-F", "/dev/null", "host"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    options.key_problem.cache_clear()
+    return options.parse(done.stdout), tmp_path
+
+
+def keys(base, table, transport, **request):
+    settings, directory = base
+    found = {}
+    for values in itertools.product(*table.values()):
+        chosen = {k: [v.format(dir=directory)] for k, v in zip(table, values, strict=True)}
+        asked = options.Request(("ssh",), "host", own_control_path=True, **request)
+        plan = options.decide(asked, {**settings, **chosen}, settings)
+        assert plan.transport == transport, plan.reasons
+        found[values] = spec_key(warm.session_identity(plan.spec))
+    return found
+
+
+@pytest.mark.row("F14")
+def test_every_combination_of_policies_has_its_own_session(base):
+    found = keys(base, POLICY, "libssh")
+    assert len(found) == len(set(found.values())) == 1 << len(POLICY)
+    with_password = keys(base, {"user": ("one", "two")}, "libssh", password="a")
+    assert not set(with_password.values()) & set(found.values())
+    assert not set(keys(base, {"user": ("one", "two")}, "libssh", password="b").values()) & set(with_password.values())
+
+
+@pytest.mark.row("F14")
+def test_for_an_openssh_client_it_is_what_the_configuration_says_and_not_the_arguments(base):
+    found = keys(base, CLIENT, "ssh")
+    assert len(found) == len(set(found.values())) == 1 << len(CLIENT)
+
+
+@pytest.mark.row("F14")
+def test_a_host_that_became_unacceptable_is_judged_anew(play, lab, tmp_path):
+    """A session made without checking serves nobody who wants the key checked."""
+    text = f"- hosts: {lab.hosts[0].name}\n  gather_facts: false\n  tasks:\n    - ping:\n"
+    empty = tmp_path / "known_hosts"
+    lax = play(text, "churten.core.ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=no -o UserKnownHostsFile={empty}")
+    assert lax.rc == 0, lax.text
+    wrong = (lab.dir / "keys" / "user_ed25519.pub").read_text().split()[:2]
+    host = lab.hosts[0]
+    empty.write_text(f"[{host.address}]:{host.port} {wrong[0]} {wrong[1]}\n")
+    strict = play(text, "churten.core.ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={empty}")
+    stock = play(text, "ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={empty} -o ControlPath=none")
+    assert strict.rc == stock.rc == 4, strict.text
+    assert "Host key verification failed" in strict.text
