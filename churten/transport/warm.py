@@ -469,11 +469,7 @@ class RemoteFiles:
             reply = client.call(pool.FETCH, session, agent, [in_path], sink=file.write)
             if reply.rc != 0:
                 raise Stock(f"fetch: {to_text(reply.stderr)}")
-            try:
-                mode = int(reply.stdout or b"666", 8)
-            except ValueError:
-                raise pool.PoolFailure("protocol", "agent", "the target sent a mode that is none", True) from None
-            file.complete(mode)
+            file.complete(int(reply.stdout or b"666", 8))
         self._connected = True
         return 0, b"", b""
 
