@@ -10,6 +10,7 @@ COUNT ?= 300
 TARGETS ?=
 MODES ?=
 CORE ?= ansible-core
+FAST = $(if $(SLOW),,-m "not slow")
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -22,9 +23,9 @@ test: unit native plugins quick lines lint  ## everything below that proves some
 unit: dev  ## the C core, part by part
 	$(MAKE) -C tests/unit test
 native: dev  ## C types, agent, lab and installation from Python
-	$(PYTEST) tests/native
-plugins: dev  ## the plugins inside Ansible, over lab hosts
-	$(PYTEST) tests/plugins
+	$(PYTEST) tests/native $(FAST)
+plugins: dev  ## the plugins inside Ansible, over lab hosts (SLOW=1: the slow tests too)
+	$(PYTEST) tests/plugins $(FAST)
 faults: dev  ## the table of faults, row by row (ROWS=A9,E5 REPEAT=20)
 	for n in $$(seq $(if $(findstring command,$(origin REPEAT)),$(REPEAT),1)); do \
 	    $(PYTEST) tests/faults tests/plugins tests/native -m row $(if $(ROWS),--row $(ROWS)) || exit 1; done

@@ -185,6 +185,9 @@ class WarmConnection:
                 if failure.cls in ("pool", "version"):
                     self._warn_pool(failure)
                     raise Stock(f"no pool: {failure.message}") from failure
+                if failure.cls == "file":
+                    # No room, no right, another size than announced: written again from its beginning, and refused in stock's words.
+                    raise Stock(f"file: {failure.message}") from failure
                 if failure.started:
                     ended = self._unreachable(failure, in_data)
                     break
@@ -443,7 +446,7 @@ class RemoteFiles:
         agent = self._file_agent(route, client, session)
         # sftp gives a new file the permissions of the local one, less the umask.
         body = [out_path, f"~{found.st_mode & 0o777:o}", str(found.st_size)]
-        reply = client.call(pool.PUT, session, agent, body, stdin=file)
+        reply = client.call(pool.PUT, session, agent, body, stdin=Beginning(file, found.st_size))
         if reply.rc != 0:
             raise Stock(f"put: {to_text(reply.stderr)}")
         self._connected = True
@@ -478,6 +481,19 @@ class RemoteFiles:
         if agent == pool.NO_AGENT:
             raise Stock("no Python for an agent on the target")
         return agent
+
+
+class Beginning:
+    """The first `size` bytes of a file that may be growing."""
+
+    def __init__(self, file: t.BinaryIO, size: int):
+        self.file = file
+        self.left = size
+
+    def read(self, most: int) -> bytes:
+        chunk = self.file.read(min(most, self.left))
+        self.left -= len(chunk)
+        return chunk
 
 
 class LateFile:

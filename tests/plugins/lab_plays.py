@@ -32,7 +32,7 @@ VARYING = {
     "ansible_job_id",
     "elapsed",
 }
-VARYING |= {"exception", "warnings", "deprecations", "version", "pid", "_original_basename", "frame"}
+VARYING |= {"backup_file", "exception", "warnings", "deprecations", "version", "pid", "_original_basename", "frame"}
 TEMPORARY = re.compile(r"ansible-(?:tmp|local|moduletmp)-[\w.-]+|ansible-local-\w+|tmp\w{8}|BECOME-SUCCESS-\w+")
 
 
@@ -81,7 +81,8 @@ def assert_same(stock, ours):
     assert stock.results, stock.text[-3000:]
     for theirs, mine in zip(stock.comparable(), ours.comparable(), strict=False):
         log = "\n".join(line for line in ours.text.splitlines() if "churten" in line)[-3000:]
-        assert not list(differences(theirs, mine)), log
+        found = list(differences(theirs, mine))
+        assert not found, f"{log}\n{theirs[:2]}: {found}"
     assert len(ours.results) == len(stock.results), ours.text[-3000:]
     assert ours.rc == stock.rc
 
