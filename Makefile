@@ -59,8 +59,9 @@ asan: dev  ## unit and native tests under ASan and UBSan
 	CH_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/lib \
 	    $(PYTEST) tests/native --ignore-glob='*/test_lab.py' --ignore-glob='*/test_install.py' --ignore-glob='*/test_benchmarks.py'
-fuzz: dev  ## every decoder for SECONDS=60
+fuzz: dev  ## every decoder and reader for SECONDS=60
 	$(MAKE) -C tests/fuzz run SECONDS=$(SECONDS)
+	$(BIN)/python tests/fuzz/fuzz_readers.py $(SECONDS)
 clean:  ## everything that was built
 	rm -rf build dist .venv *.egg-info churten/*.so churten/churten-pool tests/unit/bin tests/fuzz/bin
 

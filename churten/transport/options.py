@@ -674,13 +674,8 @@ class _Mapper:
         self._add_env(found)
 
     def on_setenv(self, values: list[str]) -> None:
-        found = {}
-        for value in values:
-            for word in shlex.split(value) if value.count("=") > 1 else [value]:
-                name, equals, rest = word.partition("=")
-                if equals:
-                    found[name] = rest
-        self._add_env(found)
+        # One line for each, its quotes taken off.
+        self._add_env({name: rest for name, equals, rest in (value.partition("=") for value in values) if equals})
 
     def _add_env(self, found: dict[str, str]) -> None:
         env = dict(e.partition("=")[::2] for e in self.spec.get("env", []))
@@ -750,7 +745,7 @@ class _Mapper:
 
 def _seconds(value: str) -> int | None:
     """OpenSSH's time format, as `ssh -G` prints it (a plain number); None for `none` and words."""
-    return int(value) if value.isdigit() else None
+    return int(value) if value.isascii() and value.isdigit() else None
 
 
 def _is_socket(path: str) -> bool:

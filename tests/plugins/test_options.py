@@ -199,6 +199,7 @@ def test_what_changes_every_command_line_is_left_to_the_stock_path(config, line)
         ("IdentityAgent /agent/%r.sock", "identity_agent", "/agent/tester.sock"),
         ("IdentityAgent none", "identity_agent", ""),
         ("SetEnv A=b", "env", ["A=b"]),
+        ("SetEnv A=b \"B=it's = there\"", "env", ["A=b", "B=it's = there"]),
         ("RekeyLimit 1M 10s", "rekey_bytes", "1048576"),
         ("RekeyLimit 1M 10s", "rekey_seconds", "10"),
     ],

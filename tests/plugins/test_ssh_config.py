@@ -129,7 +129,7 @@ CASES = {
     "kex_unknown_to_the_server": Case("KexAlgorithms diffie-hellman-group1-sha1\n", REFUSED),
     # the rest
     "send_env": Case("SendEnv LC_FROM_*\n"),
-    "set_env": Case('SetEnv LC_ONE=1 "LC_TWO=two words"\n'),
+    "set_env": Case('SetEnv LC_ONE=1 "LC_TWO=two = \'words"\n'),
     "set_env_refused_by_the_server": Case("SetEnv FROM_HERE=1\n"),
     "compression": Case("Compression yes\n"),
     "rekey_limit": Case("RekeyLimit 1M 10s\n"),
