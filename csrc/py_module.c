@@ -2,6 +2,7 @@
 #include "py.h"
 
 #include <errno.h>
+#include <sys/prctl.h>
 
 static int (*const setups[])(PyObject *module) = {
     ch_py_client_setup,
@@ -24,6 +25,29 @@ ch_raise(ch_state *state, int code, const char *what)
     PyErr_Format(state->error, "%s: %s", what, ch_strerror(code));
     return NULL;
 }
+
+static PyObject *
+core_end_with_parent(PyObject *module, PyObject *number)
+{
+    ch_state *state = PyModule_GetState(module);
+    long value = PyLong_AsLong(number);
+
+    if (value == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    errno = 0;
+    if (prctl(PR_SET_PDEATHSIG, (unsigned long)value, 0, 0, 0) != 0) {
+        return ch_raise(state, CH_ERR_SYS, "prctl");
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef core_methods[] = {
+    {"end_with_parent", core_end_with_parent, METH_O,
+     "end_with_parent(signal): the kernel sends the signal to this process "
+     "when the thread that forked it ends."},
+    {NULL, NULL, 0, NULL},
+};
 
 static int
 core_exec(PyObject *module)
@@ -85,6 +109,7 @@ static struct PyModuleDef core_def = {
     .m_doc = "The C core of churten.",
     .m_size = sizeof(ch_state),
     .m_slots = core_slots,
+    .m_methods = core_methods,
     .m_traverse = core_traverse,
     .m_clear = core_clear,
     .m_free = core_free,

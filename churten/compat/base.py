@@ -9,6 +9,7 @@ import functools
 import inspect
 import os
 import pickle
+import signal
 import sys
 import time
 import types
@@ -25,6 +26,8 @@ from ansible.executor.task_executor import TaskExecutor
 from ansible.plugins import loader as plugin_loader
 from ansible.plugins.loader import action_loader, fragment_loader, module_loader
 from ansible.plugins.strategy import StrategyBase
+
+from churten import _core
 
 from .memo import ClassMemo, remembered_lookups, remembered_options
 
@@ -317,9 +320,14 @@ class Adapter(abc.ABC):
 
         `announced`: callbacks have been told that the task starts on this host.
         """
+        global _worker_of
         strategy._cur_worker = slot
-        with _without_start(strategy._tqm) if announced else contextlib.nullcontext():
-            StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
+        _worker_of = os.getpid()
+        try:
+            with _without_start(strategy._tqm) if announced else contextlib.nullcontext():
+                StrategyBase._queue_task(strategy, host, task, task_vars, play_context)
+        finally:
+            _worker_of = 0
         return strategy._workers[slot]
 
     def option(self, plugin_name: str, option: str) -> t.Any:
@@ -336,6 +344,20 @@ class Adapter(abc.ABC):
     def cliargs(self) -> t.Any:
         """The command line of this run."""
         return context.CLIARGS
+
+
+_worker_of = 0  # the process that is forking a worker
+
+
+def _in_worker() -> None:
+    """A worker ends with the run, however that ends; under stock it goes on alone when the run was killed."""
+    if _worker_of:
+        _core.end_with_parent(signal.SIGTERM)
+        if os.getppid() != _worker_of:
+            os._exit(1)
+
+
+os.register_at_fork(after_in_child=_in_worker)
 
 
 @contextlib.contextmanager

@@ -32,9 +32,11 @@ CHUNK_BYTES = 256 << 10
 FLAG_ZLIB, FLAG_END = 1, 2
 
 STARTS_PER_MINUTE = 3
-PING_AFTER_S = 20.0
+PING_AFTER_S = 5.0
 ASK_AFTER_S = 30.0
-DEAD_AFTER_S = 60.0
+DEAD_AFTER_S = 30.0
+CONNECT_FOR_S = 6.0  # no new try after that
+GIVEN_UP_FOR_S = 60.0  # where trying takes long, not every task shall pay for it
 _ZLIB_FROM = 8192
 
 Source = bytes | t.BinaryIO
@@ -141,6 +143,7 @@ class Pool:
 
     _instance: t.ClassVar[Pool | None] = None
     _starts: t.ClassVar[list[float]] = []
+    _given_up: t.ClassVar[tuple[float, str, str]] = (0.0, "", "")  # until when, which directory, why
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -200,12 +203,16 @@ class Pool:
     def _connect_or_start(self, directory: str) -> t.Any:
         path = runtime.socket_path(directory)
         problem: Exception | None = None
+        began = time.monotonic()
+        until, where, why = Pool._given_up
+        if began < until and where == directory:
+            raise runtime.RuntimeProblem(why)
         for attempt in range(3):
             try:
                 return self._core.Client(path, __version__)
             except (OSError, self._core.Error) as ex:
                 problem = ex
-            if attempt < 2:
+            if attempt < 2 and time.monotonic() - began < CONNECT_FOR_S:
                 now = time.monotonic()
                 Pool._starts[:] = [s for s in Pool._starts if now - s < 60]
                 if len(Pool._starts) >= STARTS_PER_MINUTE:
@@ -214,7 +221,10 @@ class Pool:
                     )
                 Pool._starts.append(now)
                 runtime.start_pool(directory)
-        raise runtime.RuntimeProblem(f"cannot reach the churten pool at {path}: {problem}")
+        text = f"cannot reach the churten pool at {path}: {problem}"
+        if time.monotonic() - began > 1:
+            Pool._given_up = (time.monotonic() + GIVEN_UP_FOR_S, directory, text)
+        raise runtime.RuntimeProblem(text)
 
     def close(self) -> None:
         """End the connection; requests under way fail."""

@@ -355,7 +355,8 @@ class WarmConnection:
         agent = self._command_agent(route, client, session)
         if changes_accounts("", to_bytes(cmd, errors="surrogate_or_strict")):
             client.end_agents(session, agent)
-        self._log(3, f"churten: EXEC on agent {agent} ({route.transport}): {cmd}")
+        said = "(hidden by no_log)" if core.no_log(self) else cmd
+        self._log(3, f"churten: EXEC on agent {agent} ({route.transport}): {said}")
         return self._exec(client, session, agent, cmd, in_data)
 
     def _command_agent(self, route: Route, client: pool.Pool, session: int) -> int:
@@ -472,7 +473,11 @@ class RemoteFiles:
             reply = client.call(pool.FETCH, session, agent, [in_path], sink=file.write)
             if reply.rc != 0:
                 raise Stock(f"fetch: {to_text(reply.stderr)}")
-            file.complete(int(reply.stdout or b"666", 8))
+            try:
+                mode = int(reply.stdout or b"666", 8)
+            except ValueError:
+                raise pool.PoolFailure("protocol", "agent", "the target sent a mode that is none", True) from None
+            file.complete(mode)
         self._connected = True
         return 0, b"", b""
 

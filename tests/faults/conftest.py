@@ -8,6 +8,7 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "plugins"), str(Path(__file__).parents[1] / "native")]
 
+import runs  # noqa: E402
 import talking  # noqa: E402
 from lab_plays import collections, lab, play, pool_dir, same  # noqa: E402, F401
 
@@ -23,3 +24,13 @@ def own_pool():
             yield made
         finally:
             made.stop()
+
+
+@pytest.fixture
+def bench(request, tmp_path):
+    """Runs that are watched (runs.Bench)."""
+    made = runs.Bench(request.getfixturevalue("lab"), request.getfixturevalue("collections"), tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -179,14 +179,22 @@ def test_a_result_for_another_request(sides):
 @pytest.mark.row("F6")
 def test_duplicate_and_late_results_change_nothing(sides):
     talk, _ = sides
-    first = talk.exec("raw " + frame(EXIT, FINE) * 3 + frame(DATA, b"late", flags=4) + frame(ACCEPTED) + frame(FAILED, vec("agent", "agent", "late", 1)))
+    first = talk.exec(
+        "raw "
+        + frame(EXIT, FINE) * 3
+        + frame(DATA, b"late", flags=4)
+        + frame(ACCEPTED)
+        + frame(FAILED, vec("agent", "agent", "late", 1))
+    )
     assert talk.result(first)[:2] == (0, b"")
     assert talk.result(talk.exec("echo next")) == (0, b"next", b"agent 0")
     assert not [f for f in talk.seen if f.request == first and f.type in (DATA, EXIT, FAILED)]
 
 
 @pytest.mark.row("F6")
-@pytest.mark.parametrize("cls", ["pool", "version", "reset", "unreachable", "auth", "hostkey", "protocol", "", "\x1b[2J", "x" * 100_000])
+@pytest.mark.parametrize(
+    "cls", ["pool", "version", "reset", "unreachable", "auth", "hostkey", "protocol", "", "\x1b[2J", "x" * 100_000]
+)
 def test_a_target_does_not_choose_what_a_failure_means(sides, cls):
     talk, _ = sides
     body = vec(cls, "layer\n", "\x1b]0;title\x07 a\u202eb" + "m" * 10_000, "0")
@@ -199,7 +207,12 @@ def test_a_target_does_not_choose_what_a_failure_means(sides, cls):
 @pytest.mark.row("F6")
 @pytest.mark.parametrize(
     "data",
-    [frame(LOG, b"\x1b[2J" * 1000, request=0), frame(PING, b"x" * 64, request=0), frame(PONG, b"x", request=0), frame(DATA, b"x", request=1)],
+    [
+        frame(LOG, b"\x1b[2J" * 1000, request=0),
+        frame(PING, b"x" * 64, request=0),
+        frame(PONG, b"x", request=0),
+        frame(DATA, b"x", request=1),
+    ],
     ids=["log", "ping", "pong", "late"],
 )
 def test_frames_without_end(sides, own_pool, data):

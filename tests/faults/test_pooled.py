@@ -42,7 +42,9 @@ def base(tmp_path, monkeypatch):
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     for name in ("one", "two"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
-    done = subprocess.run(["ssh", "-G", "-F", "/dev/null", "host"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        ["ssh", "-G", "-F", "/dev/null", "host"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
     options.key_problem.cache_clear()
     return options.parse(done.stdout), tmp_path
 
@@ -79,12 +81,20 @@ def test_a_host_that_became_unacceptable_is_judged_anew(play, lab, tmp_path):
     """A session made without checking serves nobody who wants the key checked."""
     text = f"- hosts: {lab.hosts[0].name}\n  gather_facts: false\n  tasks:\n    - ping:\n"
     empty = tmp_path / "known_hosts"
-    lax = play(text, "churten.core.ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=no -o UserKnownHostsFile={empty}")
+    lax = play(
+        text, "churten.core.ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=no -o UserKnownHostsFile={empty}"
+    )
     assert lax.rc == 0, lax.text
     wrong = (lab.dir / "keys" / "user_ed25519.pub").read_text().split()[:2]
     host = lab.hosts[0]
     empty.write_text(f"[{host.address}]:{host.port} {wrong[0]} {wrong[1]}\n")
-    strict = play(text, "churten.core.ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={empty}")
-    stock = play(text, "ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={empty} -o ControlPath=none")
+    strict = play(
+        text, "churten.core.ssh", ansible_ssh_common_args=f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={empty}"
+    )
+    stock = play(
+        text,
+        "ssh",
+        ansible_ssh_common_args=f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={empty} -o ControlPath=none",
+    )
     assert strict.rc == stock.rc == 4, strict.text
     assert "Host key verification failed" in strict.text
