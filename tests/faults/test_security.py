@@ -202,8 +202,10 @@ def test_nobody_looks_into_the_pool_of_an_account():
         os.close(told)
         try:
             assert os.read(ready, 1) == b"R"
-            script = "for name in mem environ maps; do head -c 1 /proc/$0/$name >/dev/null 2>&1 && echo open $name; done; "
+            script = (
+                "for name in mem environ maps; do head -c 1 /proc/$0/$name >/dev/null 2>&1 && echo open $name; done; "
                 "ls /proc/$0/fd >/dev/null 2>&1 && echo fds; echo done"
+            )
             done = subprocess.run(
                 ["/bin/sh", "-c", script, str(process.pid)], capture_output=True, text=True, cwd="/", **drop
             )
