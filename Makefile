@@ -29,6 +29,8 @@ plugins: dev  ## the plugins inside Ansible, over lab hosts (SLOW=1: the slow te
 faults: dev  ## the table of faults, row by row (ROWS=A9,E5 REPEAT=20)
 	for n in $$(seq $(if $(findstring command,$(origin REPEAT)),$(REPEAT),1)); do \
 	    $(PYTEST) tests/faults tests/plugins tests/native -m row $(if $(ROWS),--row $(ROWS)) || exit 1; done
+chaos: dev  ## COUNT=300 SEED=1: plays under random faults
+	$(BIN)/python tests/faults/chaos_plays.py --count $(COUNT) $(if $(SEED),--seed $(SEED))
 quick: dev  ## the shorter plays of `make differential`
 	$(PYTEST) tests/differential -m quick
 differential: dev  ## the same plays under stock and churten: no difference allowed
@@ -74,4 +76,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults quick differential random-plays posix conformance conformance-smoke lines test-matrix lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults chaos quick differential random-plays posix conformance conformance-smoke lines test-matrix lint bench asan fuzz clean

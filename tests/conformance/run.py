@@ -49,6 +49,7 @@ BUILD = Path(os.environ.get("CHURTEN_CONFORMANCE_DIR") or ROOT / "build" / "conf
 BIN = Path(sys.executable).parent
 CORE = importlib.metadata.version("ansible-core")
 PORT = 2200
+ROOT_HOME = "/root"
 # Setup targets that would install Python packages into the controller's Python -> packages, which go into a folder of ours.
 PACKAGES = {"setup_passlib_controller": ["passlib"]}
 
@@ -377,21 +378,26 @@ def _module_folder(name: str) -> str:
     return str(Path(spec.origin).parent)
 
 
-def accounts() -> tuple[set[str], set[str]]:
-    """Names of the accounts and of the home folders that there are."""
-    return {p.pw_name for p in pwd.getpwall()}, {path.name for path in Path("/home").glob("*")}
+def accounts() -> tuple[set[str], set[str], set[str]]:
+    """Names of the accounts, of the home folders, and of what is in root's that there are."""
+    in_root = os.listdir(ROOT_HOME) if os.geteuid() == 0 else ()
+    return {p.pw_name for p in pwd.getpwall()}, {path.name for path in Path("/home").glob("*")}, set(in_root)
 
 
-def remove_accounts(before: tuple[set[str], set[str]]) -> None:
-    """Targets are made for containers: some leave accounts, or the homes of accounts that they removed, which makes the next run fail."""
+def remove_accounts(before: tuple[set[str], set[str], set[str]]) -> None:
+    """Targets are made for containers: some leave accounts, the homes of accounts that they removed, or files in root's, which makes the next run fail."""
     if os.geteuid() != 0:
         return
     now = accounts()
     for name in now[0] - before[0]:
         if not pwd.getpwnam(name).pw_gecos.startswith("churten lab "):  # another lab's
             subprocess.run(["userdel", "-f", name], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False)
-    for name in now[1] - before[1]:
-        shutil.rmtree(Path("/home", name), ignore_errors=True)
+    left = [*(Path("/home", name) for name in now[1] - before[1]), *(Path(ROOT_HOME, name) for name in now[2] - before[2] if name[0] != ".")]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def execute(words: list[str], cwd: Path, env: dict[str, str], out: object, seconds: int) -> int | str:
