@@ -7,6 +7,7 @@ REPEAT ?= 3
 SCENARIO ?= cmd20x20
 SECONDS ?= 60
 COUNT ?= 300
+TASKS ?= 100000
 TARGETS ?=
 MODES ?=
 CORE ?= ansible-core
@@ -31,6 +32,8 @@ faults: dev  ## the table of faults, row by row (ROWS=A9,E5 REPEAT=20)
 	    $(PYTEST) tests/faults tests/plugins tests/native -m row $(if $(ROWS),--row $(ROWS)) || exit 1; done
 chaos: dev  ## COUNT=300 SEED=1: plays under random faults
 	$(BIN)/python tests/faults/chaos_plays.py --count $(COUNT) $(if $(SEED),--seed $(SEED))
+soak: dev  ## TASKS=100000 through one pool: memory, descriptors and processes must stay flat
+	$(BIN)/python tests/faults/soak.py --tasks $(TASKS)
 quick: dev  ## the shorter plays of `make differential`
 	$(PYTEST) tests/differential -m quick
 differential: dev  ## the same plays under stock and churten: no difference allowed
@@ -76,4 +79,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults chaos quick differential random-plays posix conformance conformance-smoke lines test-matrix lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays posix conformance conformance-smoke lines test-matrix lint bench asan fuzz clean
