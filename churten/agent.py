@@ -283,12 +283,20 @@ class Library:
             b"PK\5\6", 0, 0, count, count, len(index), len(self.body), 0
         )
         folder = os.path.dirname(self.path)
+        self.saved = None  # check() tries again what fails here
         if not os.path.isdir(folder):
             os.mkdir(folder, 0o700)
-        with open(self.path + ".new", "wb") as out:
-            out.write(self.body)
-            out.write(index + tail)
-        os.rename(self.path + ".new", self.path)
+        try:
+            with open(self.path + ".new", "wb") as out:
+                out.write(self.body)
+                out.write(index + tail)
+            os.rename(self.path + ".new", self.path)
+        except OSError:
+            try:
+                os.unlink(self.path + ".new")  # a full disk gets its space back
+            except OSError:
+                pass
+            raise
         self.saved = self.state()
 
     def state(self):
@@ -1445,7 +1453,9 @@ class SubAgent:
                 if success in line:
                     self.ready()
                     return
-        for key, kind in (
+        # (as stock: who has a password for the prompt heeds nothing before it)
+        waits = prompt and self.one(b"become_password") and not self.asked
+        for key, kind in () if waits and not self.prompted() else (
             (b"become_wrong", "become_password_wrong"),
             (b"become_missing", "become_password_missing"),
         ):
@@ -1453,15 +1463,18 @@ class SubAgent:
                 if words and (words in self.noise or words in self.errors):
                     self.fail(kind, "become", self.said())
                     return
-        if prompt and not self.asked:
-            if prompt in self.noise or prompt in self.errors:
-                if not self.spec.get(b"become_password"):
-                    self.fail("become_password_missing", "become", self.said())
-                    return
-                self.asked = True
-                self.outbuf += self.one(b"become_password") + b"\n"
-                self.spec[b"become_password"] = [b""]
-                self.write()
+        if prompt and not self.asked and self.prompted():
+            if not self.spec.get(b"become_password"):
+                self.fail("become_password_missing", "become", self.said())
+                return
+            self.asked = True
+            self.outbuf += self.one(b"become_password") + b"\n"
+            self.spec[b"become_password"] = [b""]
+            self.write()
+
+    def prompted(self):
+        prompt = self.one(b"become_prompt")
+        return prompt in self.noise or prompt in self.errors
 
     def ready(self):
         self.state = "ready"
@@ -2156,16 +2169,28 @@ def stock_sys_path(cwd):
     sys.path = [path for path in sys.path if path not in left_out]
 
 
+ROOM = 16 * 1024 * 1024  # bytes that a place for a library should have to spare
+
+
+def has_room(place):
+    try:
+        info = os.statvfs(place)
+    except (AttributeError, OSError):
+        return True  # nobody knows: mkdir will say
+    files = info.f_favail or not info.f_files  # some filesystems count none
+    return bool(files) and info.f_bavail * info.f_frsize >= ROOM
+
+
 def make_folder(wanted, prefix):
-    """A new 0700 directory in `wanted` or where tempfile would make one."""
+    """A new 0700 directory in `wanted` or where tempfile would make one, in memory
+    if these are full or read-only; a full one at last."""
     places = [wanted] + [os.environ.get(n) for n in ("TMPDIR", "TEMP", "TMP")]
+    places += ["/tmp", "/var/tmp", "/usr/tmp", ".", "/dev/shm"]
+    places = [os.path.realpath(os.path.expanduser(p)) for p in places if p]
     error = None
-    for place in places + ["/tmp", "/var/tmp", "/usr/tmp", "."]:
-        if not place:
-            continue
-        folder = os.path.join(
-            os.path.realpath(os.path.expanduser(place)), prefix + os.urandom(4).hex()
-        )
+    # (sorted() keeps the order of those that are alike)
+    for place in sorted(places, key=lambda p: not has_room(p)):
+        folder = os.path.join(place, prefix + os.urandom(4).hex())
         try:
             os.mkdir(folder, 0o700)
             return folder

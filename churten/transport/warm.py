@@ -318,9 +318,8 @@ class WarmConnection:
         name = self.become.name  # type: ignore[attr-defined]
         if failure.cls == "become_password_wrong":
             raise AnsibleError(f"Incorrect {name} password") from None
-        if failure.cls == "become_password_missing":
-            raise AnsibleError(f"Missing {name} password") from None
-        if failure.cls in ("become", "no_python", "agent", "protocol"):
+        # "A password is required" may also mean that sudoers allow the built-in plugin's command and not this one: let that one ask, too.
+        if failure.cls in ("become", "become_password_missing", "no_python", "agent", "protocol"):
             _refused[route.key, key] = f"become started no agent: {failure.message}"
             raise Stock(_refused[route.key, key]) from failure
         raise failure
