@@ -31,6 +31,7 @@ T = t.TypeVar("T")
 
 TRIES = 4  # of a request that never started
 _BUSY_PAUSE_S = 0.2
+_RUN = secrets.token_hex(8)  # of this ansible-playbook and its forks: agents of other accounts are not shared between runs
 _warned: set[str] = set()
 _no_python: set[tuple[str, str]] = set()  # (session key, interpreter or "auto") that started no agent
 _refused: dict[tuple[str, str], str] = {}  # (session key, agent key) -> why its become command did not start an agent
@@ -285,6 +286,7 @@ class WarmConnection:
                 "shell": command.shell,
                 "become_password": core.become_password(self),
                 "prefix": route.prefix,
+                "run": _RUN,
             }
         )
         if (route.key, key) in _refused:
