@@ -60,7 +60,7 @@ class LocalConnection(WarmConnection, core.OwnVariables, StockConnection):
 
     def _become_failed(self, route: Route, key: str, failure: pool.PoolFailure) -> t.NoReturn:
         # The built-in plugin has long sentences about this, with the output; let it try and say them.
-        if failure.cls in ("become_password_wrong", "become_password_missing"):
+        if failure.cls == "become_password_wrong":
             failure = pool.PoolFailure("become", failure.layer, failure.message, failure.started)
         super()._become_failed(route, key, failure)
 

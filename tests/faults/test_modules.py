@@ -15,6 +15,7 @@ from lab_plays import assert_same, differences
 from targets import agents, full, gone, library, reasons, soon, tasks
 
 CHURTEN = "churten.core.ssh"
+pytestmark = pytest.mark.slow  # plays under stock and ours
 
 
 class Do:
@@ -333,7 +334,7 @@ def test_nothing_stays(do, tmp_path):
     orders = 100 if full() else 2
     text = clean
     for _ in range(orders):
-        for dirt in rng.sample(DIRT, len(DIRT)) if orders > 2 else rng.sample(DIRT, len(DIRT)):
+        for dirt in rng.sample(DIRT, len(DIRT)):
             text += codes(dirt) + "\n" + clean
     ours = do.play(text, CHURTEN, timeout=300 + 60 * orders)
     stock = do.play(clean, "ssh")
@@ -386,7 +387,6 @@ def test_group_and_parent(do, lab):
     for signum, seconds in ((9, 60), (19, 90)):
         kill = codes(f"os.kill(os.getppid(), {signum}); time.sleep(2)", ignore_unreachable="true")
         begun = time.monotonic()
-        print("T", begun)
         alive = "-o ServerAliveInterval=1 -o ServerAliveCountMax=3"
         killed = do.play(
             WHO % "first" + kill + "\n" + WHO % "after", CHURTEN, ansible_ssh_extra_args=alive, timeout=seconds + 60

@@ -33,7 +33,7 @@ VARYING = {
     "elapsed",
 }
 VARYING |= {"backup_file", "exception", "warnings", "deprecations", "version", "pid", "_original_basename", "frame"}
-TEMPORARY = re.compile(r"ansible-(?:tmp|local|moduletmp)-[\w.-]+|ansible-local-\w+|tmp\w{8}|BECOME-SUCCESS-\w+")
+TEMPORARY = re.compile(r"ansible-(?:tmp|local|moduletmp)-[\w.-]+|ansible-local-\w+|tmp\w{8}|BECOME-SUCCESS-\w+|ansible_\w+?_payload_\w+")
 
 
 class Run:
