@@ -60,6 +60,7 @@ struct ch_agentlink {
     struct ch_timer *alive_timer;
     int64_t alive_interval_ms;
     int alive_count, silent, pinged, heard;
+    int64_t given, taken; /* bytes: to the chan; of these, by the target */
     uint64_t *in_bytes, *out_bytes;
     int refused; /* reading stopped by CH_ERR_AGAIN */
     int in_frames;
@@ -111,7 +112,7 @@ ch_agentlink_flush(struct ch_agentlink *al)
             return;
         }
         n = ch_chan_write(al->chan, data, len);
-
+        al->given += n > 0 ? n : 0;
         if (n <= 0) {
             /* 0: on_writable follows. An error: on_exit follows. */
             return;
@@ -146,6 +147,19 @@ al_control(struct ch_agentlink *al, uint8_t type, const uint8_t *body,
 
 /* --- silence --- */
 
+/* On a thin line the answer to a PING waits behind what was sent before it: as
+ * long as the target takes that, it is there. */
+static int
+al_takes(struct ch_agentlink *al)
+{
+    int64_t taken =
+        al->given - (al->chan != NULL ? ch_chan_backlog(al->chan) : 0);
+    int more = taken > al->taken;
+
+    al->taken = taken;
+    return more;
+}
+
 static void
 alive_tick(void *arg)
 {
@@ -157,6 +171,7 @@ alive_tick(void *arg)
     if (al->state != READY) {
         al->heard = 1; /* the start has its own deadline */
     }
+    al->heard |= al_takes(al);
     al->silent = al->heard || al->refused ? 0 : al->silent + 1;
     al->heard = 0;
     if (al->silent >= al->alive_count && al->pinged) {

@@ -64,6 +64,12 @@ ch_chan_write(struct ch_chan *chan, const uint8_t *data, size_t len)
     return ops_of(chan)->chan_write(chan, data, len);
 }
 
+long
+ch_chan_backlog(const struct ch_chan *chan)
+{
+    return ops_of(chan)->chan_backlog(chan);
+}
+
 void
 ch_chan_eof(struct ch_chan *chan)
 {

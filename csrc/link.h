@@ -79,6 +79,9 @@ CH_MUST_USE int ch_chan_new(struct ch_link *link, const char *command,
 /* Accepts up to len bytes for the command's stdin; returns how many (0: wait
  * for on_writable), or a negative enum ch_err. */
 long ch_chan_write(struct ch_chan *chan, const uint8_t *data, size_t len);
+/* Bytes of what was accepted that the other side has not taken yet, as far as
+ * the kernel knows (for a libssh link: of the whole session). */
+long ch_chan_backlog(const struct ch_chan *chan);
 void ch_chan_eof(struct ch_chan *chan);  /* ends stdin */
 /* Stops (1) or restarts (0) reading, for back pressure. */
 void ch_chan_pause(struct ch_chan *chan, int pause);
@@ -94,6 +97,7 @@ struct ch_link_ops {
     int (*chan_new)(struct ch_link *, const char *,
                     const struct ch_chan_events *, void *, struct ch_chan **);
     long (*chan_write)(struct ch_chan *, const uint8_t *, size_t);
+    long (*chan_backlog)(const struct ch_chan *);
     void (*chan_eof)(struct ch_chan *);
     void (*chan_pause)(struct ch_chan *, int);
     void (*chan_free)(struct ch_chan *);

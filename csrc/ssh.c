@@ -414,6 +414,7 @@ const struct ch_link_ops ch_ssh_ops = {
     .link_free = ssh_link_free,
     .chan_new = ch_ssh_chan_new,
     .chan_write = ch_ssh_chan_write,
+    .chan_backlog = ch_ssh_chan_backlog,
     .chan_eof = ch_ssh_chan_eof,
     .chan_pause = ch_ssh_chan_pause,
     .chan_free = ch_ssh_chan_free,

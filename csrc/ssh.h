@@ -191,6 +191,7 @@ int ch_ssh_chan_new(struct ch_link *link, const char *command,
                     const struct ch_chan_events *events, void *arg,
                     struct ch_chan **out);
 long ch_ssh_chan_write(struct ch_chan *chan, const uint8_t *data, size_t len);
+long ch_ssh_chan_backlog(const struct ch_chan *chan);
 void ch_ssh_chan_eof(struct ch_chan *chan);
 void ch_ssh_chan_pause(struct ch_chan *chan, int pause);
 void ch_ssh_chan_free(struct ch_chan *chan);

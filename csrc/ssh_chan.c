@@ -15,6 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <linux/sockios.h>
 
 #define CHUNK_MAX (32u * 1024u)        /* one write */
 #define HELD_MAX  (4u * 1024u * 1024u) /* received, not consumed, per stream */
@@ -425,6 +427,15 @@ ch_ssh_chan_write(struct ch_chan *chan, const uint8_t *data, size_t len)
         ch_ssh_settle(link);
     }
     return done == 0 && failed ? CH_ERR_CLOSED : (long)done;
+}
+
+long
+ch_ssh_chan_backlog(const struct ch_chan *chan)
+{
+    int n = 0;
+
+    return chan->link->fd >= 0 && ioctl(chan->link->fd, SIOCOUTQ, &n) == 0 ? n
+                                                                          : 0;
 }
 
 void

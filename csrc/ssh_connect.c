@@ -70,9 +70,11 @@ fail_disconnect(struct ch_link *link, const char *layer, const char *error)
     reason += strlen(start);
     code_len = (int)strcspn(reason, ":");
     ch_ssh_fail(link, in_auth ? "auth" : "unreachable", layer,
-                "Received disconnect from %s port %d:%.*s: %s", link->peer,
-                link->port, code_len, reason,
-                reason + code_len + (reason[code_len] == ':' ? 1 : 0));
+                "Received disconnect from %s port %d:%.*s: %s\r\n"
+                "Disconnected from %s port %d",
+                link->peer, link->port, code_len, reason,
+                reason + code_len + (reason[code_len] == ':' ? 1 : 0),
+                link->peer, link->port);
     return 1;
 }
 
@@ -126,7 +128,9 @@ link_on_deadline(void *arg)
     case KEX:
         if (ssh_get_serverbanner(link->session) == NULL) {
             ch_ssh_fail(link, "unreachable", "kex",
-                        "Connection timed out during banner exchange");
+                        "Connection timed out during banner exchange\r\n"
+                        "Connection to %s port %d timed out",
+                        link->peer, link->port);
             break;
         }
         /* fall through */

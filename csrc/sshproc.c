@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "link.h"
@@ -389,6 +390,14 @@ proc_chan_write(struct ch_chan *chan, const uint8_t *data, size_t len)
     return (long)done;
 }
 
+static long
+proc_chan_backlog(const struct ch_chan *chan)
+{
+    int n = 0;
+
+    return chan->fds[0] >= 0 && ioctl(chan->fds[0], FIONREAD, &n) == 0 ? n : 0;
+}
+
 static void
 proc_chan_eof(struct ch_chan *chan)
 {
@@ -495,6 +504,7 @@ const struct ch_link_ops ch_sshproc_ops = {
     .link_free = proc_link_free,
     .chan_new = proc_chan_new,
     .chan_write = proc_chan_write,
+    .chan_backlog = proc_chan_backlog,
     .chan_eof = proc_chan_eof,
     .chan_pause = proc_chan_pause,
     .chan_free = proc_chan_free,
@@ -506,6 +516,7 @@ const struct ch_link_ops ch_local_ops = {
     .link_free = proc_link_free,
     .chan_new = proc_chan_new,
     .chan_write = proc_chan_write,
+    .chan_backlog = proc_chan_backlog,
     .chan_eof = proc_chan_eof,
     .chan_pause = proc_chan_pause,
     .chan_free = proc_chan_free,

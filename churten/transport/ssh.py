@@ -126,7 +126,7 @@ def has_terminal() -> bool:
 
 
 _SSH_WORDS = re.compile(
-    r"ssh: |.*Permission denied|.*Host key verification failed|Connection (to|closed by|reset by \d)", re.DOTALL
+    r"ssh: |.*Permission denied|.*Host key verification failed|Connection (to|closed by|reset by \d)|Received disconnect", re.DOTALL
 )
 
 

@@ -8,10 +8,12 @@ A request is sent again only if it provably never started (`PoolFailure.started`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import secrets
+import shutil
 import signal
 import time
 import typing as t
@@ -210,9 +212,12 @@ class WarmConnection:
                         pause(min(2**unreached - 1, 30))
                         unreached += 1
                         continue
-                if failure.cls in ("auth", "hostkey") and self._may_ask(failure):
-                    raise Stock(f"{failure.cls}: somebody may answer") from failure
-                if failure.cls in ("unreachable", "auth", "hostkey"):
+                if failure.cls == "hostkey":
+                    # Nothing was sent yet: ssh may refuse it in its own words, or ask somebody.
+                    raise Stock(f"hostkey: {failure.message}") from failure
+                if failure.cls == "auth" and self._may_ask(failure):
+                    raise Stock("auth: somebody may answer") from failure
+                if failure.cls in ("unreachable", "auth"):
                     ended = self._unreachable(failure, in_data)
                     break
                 raise Stock(f"{failure.cls}: {failure.message}") from failure
@@ -503,11 +508,15 @@ class Beginning:
 
 
 class LateFile:
-    """A local file that is opened, and thereby truncated, when the first bytes for it have come."""
+    """A local file that changes only when everything for it has come: until then the bytes are in a new file beside it.
+
+    What is no plain file, or lies where no other file can be made, is written as it comes.
+    """
 
     def __init__(self, path: bytes):
         self.path = path
         self.file: t.BinaryIO | None = None
+        self.beside: bytes | None = None
         self.is_new = False
 
     def __enter__(self) -> LateFile:
@@ -516,21 +525,44 @@ class LateFile:
     def __exit__(self, *details: object) -> None:
         if self.file is not None:
             self.file.close()
+        if self.beside is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.beside)
 
     def write(self, chunk: bytes) -> None:
+        self._opened().write(chunk)
+
+    def _opened(self) -> t.BinaryIO:
         if self.file is None:
             self.is_new = not os.path.lexists(self.path)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             # Until its permissions are known a new file is for its owner alone.
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            self.file = open(fd, "wb")  # noqa: SIM115
-        self.file.write(chunk)
+            if self.is_new or (os.path.isfile(self.path) and os.access(self.path, os.W_OK)):
+                name = os.path.join(os.path.dirname(self.path), b".churten-" + secrets.token_hex(8).encode())
+                with contextlib.suppress(OSError):
+                    self.file = open(os.open(name, flags | os.O_EXCL, 0o600), "w+b")  # noqa: SIM115
+                    self.beside = name
+            if self.file is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                self.file = open(os.open(self.path, flags, 0o600), "wb")  # noqa: SIM115
+        return self.file
 
     def complete(self, mode: int) -> None:
         """The file is there even if it is empty. Like sftp, a new one gets the permissions of the original, less the umask."""
-        self.write(b"")
-        assert self.file is not None
+        file = self._opened()
         if self.is_new:
-            os.fchmod(self.file.fileno(), mode & 0o777 & ~core.umask())
+            os.fchmod(file.fileno(), mode & 0o777 & ~core.umask())
+        if self.beside is None:
+            return
+        if self.is_new:
+            file.flush()
+            os.rename(self.beside, self.path)
+            self.beside = None
+            return
+        # An old one stays the file it is: its links, owner and permissions are somebody's choice.
+        file.seek(0)
+        with open(os.open(self.path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "wb") as old:
+            shutil.copyfileobj(file, old, 1 << 20)
 
 
 _ACCOUNT_TOOLS = re.compile(rb"\b(?:userdel|usermod|deluser)\b")

@@ -65,14 +65,17 @@ class Flow:
         self._not_before = 0.0
 
     def wants_read(self) -> bool:
-        return not (self.stalled or self._eof or self._queued >= BUFFER)
+        # A thin line holds little: what it has not passed on must look unsent.
+        way = self.way
+        most = max(4096, int(way.bytes_per_s * (way.latency_s + 0.2))) if way.bytes_per_s else BUFFER
+        return not (self.stalled or self._eof or self._queued >= most)
 
     def wants_write(self) -> bool:
         return self._blocked and not self.stalled
 
     def read(self, now: float, rng: random.Random) -> None:
         try:
-            data = self.source.recv(READ)
+            data = self.source.recv(4096 if self.way.bytes_per_s else READ)
         except BlockingIOError:
             return
         if not data:
@@ -208,7 +211,8 @@ class Link:
 class Chaos:
     """Listens on `host` and passes every connection on to `target`, as `script` says."""
 
-    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1", port: int = 0, seed: int = 1):
+    def __init__(self, target: tuple[str, int], host: str = "127.0.0.1", port: int = 0, seed: int = 1, thin: bool = False):
+        """`thin`: small buffers in the kernel too, so that the sender feels the line."""
         self.target = target
         self.script: Callable[[int], Script] = lambda number: Script()
         self.links: list[Link] = []
@@ -216,7 +220,13 @@ class Chaos:
         self._lock = threading.RLock()
         self._selector = selectors.DefaultSelector()
         self._interest: dict[socket.socket, int] = {}
-        self._listener = socket.create_server((host, port), backlog=512)
+        self._thin = thin
+        self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if thin:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        self._listener.bind((host, port))
+        self._listener.listen(512)
         self._listener.setblocking(False)
         self.host, self.port = self._listener.getsockname()[:2]
         self._wake, self._woken = socket.socketpair()
@@ -333,6 +343,8 @@ class Chaos:
             except BlockingIOError:
                 return
             target = socket.socket(socket.AF_INET6 if ":" in self.target[0] else socket.AF_INET)
+            if self._thin:
+                target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
             for one in (client, target):
                 one.setblocking(False)
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

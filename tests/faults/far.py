@@ -50,7 +50,7 @@ class Far:
             "ansible_python_interpreter": sys.executable,
             **more,
         }
-        return " ".join([name, *(f"{k}={shlex.quote(str(v))}" for k, v in words.items())])
+        return " ".join([name, *(f"{k}={shlex.quote(str(v))}" for k, v in words.items() if v is not None)])
 
     # --- the pool ---
 

@@ -120,7 +120,7 @@ def test_hang_and_refuse(proxy):
         client.sendall(b"x")
         with pytest.raises(TimeoutError):
             client.recv(1)
-    with connect(proxy, refuse=True) as client, pytest.raises(OSError):
+    with pytest.raises(OSError), connect(proxy, refuse=True) as client:
         client.recv(1)
 
 

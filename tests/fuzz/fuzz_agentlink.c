@@ -50,6 +50,13 @@ ch_chan_write(struct ch_chan *c, const uint8_t *data, size_t len)
     return (long)(len > 7 ? 7 : len);
 }
 
+long
+ch_chan_backlog(const struct ch_chan *c)
+{
+    (void)c;
+    return 0;
+}
+
 void
 ch_chan_pause(struct ch_chan *c, int pause)
 {

@@ -100,14 +100,18 @@ def test_a_host_that_cannot_be_reached_is_tried_as_often_as_configured(pauses):
     assert pauses == [0, 1, 3]
 
 
-@pytest.mark.parametrize("cls", ["auth", "hostkey"])
-def test_a_refusal_is_final_unless_somebody_can_answer(cls):
-    connection = Connection(failure(cls, cls), "fine", retries=3, opened=True)
+def test_a_refusal_is_final_unless_somebody_can_answer():
+    connection = Connection(failure("auth", "auth"), "fine", retries=3, opened=True)
     with pytest.raises(AnsibleConnectionFailure):
         connection.do()
     assert connection.tries == 1
     with pytest.raises(Stock):
-        Connection(failure(cls, cls), "fine", asks=True).do()
+        Connection(failure("auth", "auth"), "fine", asks=True).do()
+
+
+def test_a_host_key_that_is_not_trusted_is_refused_by_ssh_itself():
+    with pytest.raises(Stock):
+        Connection(failure("hostkey", "hostkey"), "fine").do()
 
 
 def test_an_unsupported_transport_gives_way_to_another():
@@ -199,17 +203,31 @@ def test_the_session_is_the_same_whatever_the_timeout():
     assert warm.session_identity(one) != warm.session_identity(two)
 
 
-def test_a_local_file_is_touched_only_when_something_came(tmp_path):
+def test_a_local_file_changes_only_when_everything_has_come(tmp_path):
     path = tmp_path / "f"
     path.write_text("old")
-    with warm.LateFile(bytes(path)):
-        pass
-    assert path.read_text() == "old"
+    path.chmod(0o640)
+    (tmp_path / "same").hardlink_to(path)
+    with warm.LateFile(bytes(path)) as file:
+        file.write(b"half")
+        assert path.read_text() == "old"
     with warm.LateFile(bytes(path)) as file:
         file.write(b"new")
         file.complete(0o600)
-    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o644 & ~core.umask()
+    assert path.read_text() == (tmp_path / "same").read_text() == "new" and path.stat().st_mode & 0o777 == 0o640
     fresh = tmp_path / "g"
+    with warm.LateFile(bytes(fresh)) as file:
+        file.write(b"half")
+    assert not fresh.exists()
     with warm.LateFile(bytes(fresh)) as file:
         file.complete(0o750)
     assert fresh.read_bytes() == b"" and fresh.stat().st_mode & 0o777 == 0o750 & ~core.umask()
+    (tmp_path / "link").symlink_to("g")
+    with warm.LateFile(bytes(tmp_path / "link")) as file:
+        file.write(b"through")
+        file.complete(0o600)
+    assert fresh.read_text() == "through" and (tmp_path / "link").is_symlink()
+    with warm.LateFile(b"/dev/null") as file:
+        file.write(b"away")
+        file.complete(0o600)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "g", "link", "same"]
