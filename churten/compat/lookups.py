@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import subprocess
 import typing as t
 
 import ansible.plugins.lookup
@@ -39,6 +40,9 @@ def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]
         elif file == "url.py":
             hub.ask_for_fork("the lookup url asks a server")
         elif os.path.splitext(file)[0] in WAITING:
+            names = plugin.run.__func__.__globals__
+            if names.get("subprocess") is subprocess:
+                names["subprocess"] = _Subprocess()
             plugin.run = functools.partial(_aside, plugin.run)
         return plugin
 
@@ -47,6 +51,27 @@ def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]
         yield
     finally:
         del lookup_loader.get  # the class's own shows again
+
+
+class _Subprocess:
+    """Stands for the module `subprocess` in a lookup. Core keeps its standard streams from the children of the main process and gives workers the null
+    device; a child with none at all would take the first file it opens for its standard error."""
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(subprocess, name)
+
+    def Popen(self, *args: t.Any, **kwargs: t.Any) -> t.Any:  # noqa: N802
+        for fd, name in enumerate(("stdin", "stdout", "stderr")):
+            if kwargs.get(name) is None and not _is_inherited(fd):
+                kwargs[name] = subprocess.DEVNULL
+        return subprocess.Popen(*args, **kwargs)
+
+
+def _is_inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def _aside(run: t.Callable[..., t.Any], *args: t.Any, **kwargs: t.Any) -> t.Any:
