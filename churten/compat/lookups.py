@@ -60,7 +60,7 @@ class _Subprocess:
     def __getattr__(self, name: str) -> t.Any:
         return getattr(subprocess, name)
 
-    def Popen(self, *args: t.Any, **kwargs: t.Any) -> t.Any:  # noqa: N802
+    def Popen(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         for fd, name in enumerate(("stdin", "stdout", "stderr")):
             if kwargs.get(name) is None and not _is_inherited(fd):
                 kwargs[name] = subprocess.DEVNULL

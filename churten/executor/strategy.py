@@ -35,6 +35,7 @@ from .hub import Fiber, FiberHub, NeedsFork
 display = Display()
 
 # Stands for `worker._task` where core counts running copies of a task: throttles are the C scheduler's work.
+FORK_PAUSES_S = (0.1, 0.4, 1.5)  # between attempts to start a worker
 _NO_TASK = types.SimpleNamespace(_uuid=None)
 
 
@@ -296,8 +297,17 @@ class FiberStrategy:
         # _queue_task of core counts it again.
         self._pending_results -= 1
         worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context, announced)
+        for pause_s in FORK_PAUSES_S:
+            if worker is None or worker.pid is not None:
+                break
+            self._workers[job.slot] = None
+            time.sleep(pause_s)  # the system has no room for another process; nor would it for another host's
+            worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context, True)
         if worker is None:
             self._scheduler.slot_release(job.slot)
+            return
+        if worker.pid is None:
+            self._not_started(job)
             return
         stamps.mark(job.host.name, job.task._uuid, "start")
         worker._task = _NO_TASK
@@ -317,6 +327,15 @@ class FiberStrategy:
             self._leave(job, result)
 
         self._hub.watch(worker.sentinel, ended)
+
+    def _not_started(self, job: Job) -> None:
+        """There was no process to be had for the task. Core forgets such a task without a word; here it has failed."""
+        self._workers[job.slot] = None
+        self._pending_results += 1
+        result = self._adapter.lost_result(self, job.host, job.task, "No worker process could be started for this task: the system allows no more.")
+        with self._results_lock:
+            self._results.append(result)
+        self._leave(job, result)
 
     def _leave(self, job: Job, result: t.Any) -> None:
         """The job is done with its slot and its throttle."""

@@ -16,7 +16,12 @@ extends_documentation_fragment: churten.core.executor
 
 from ansible.plugins.strategy.free import StrategyModule as FreeStrategyModule
 
-from churten.executor.strategy import FreeFiberStrategy
+try:
+    from churten.executor.strategy import FreeFiberStrategy
+except ImportError as ex:  # the extension, or a library that it needs
+    from churten.fallback import without
+
+    FreeFiberStrategy = without(ex)
 
 
 class StrategyModule(FreeFiberStrategy, FreeStrategyModule):

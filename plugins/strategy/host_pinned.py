@@ -16,7 +16,12 @@ extends_documentation_fragment: churten.core.executor
 
 from ansible.plugins.strategy.free import StrategyModule as FreeStrategyModule
 
-from churten.executor.strategy import PinnedFiberStrategy
+try:
+    from churten.executor.strategy import PinnedFiberStrategy
+except ImportError as ex:  # the extension, or a library that it needs
+    from churten.fallback import without
+
+    PinnedFiberStrategy = without(ex)
 
 
 class StrategyModule(PinnedFiberStrategy, FreeStrategyModule):

@@ -16,7 +16,12 @@ extends_documentation_fragment: churten.core.executor
 
 from ansible.plugins.strategy.linear import StrategyModule as LinearStrategyModule
 
-from churten.executor.strategy import FiberStrategy
+try:
+    from churten.executor.strategy import FiberStrategy
+except ImportError as ex:  # the extension, or a library that it needs
+    from churten.fallback import without
+
+    FiberStrategy = without(ex)
 
 
 class StrategyModule(FiberStrategy, LinearStrategyModule):

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 CHURTEN = Path(sys.executable).with_name("churten")
 ROOT = Path(__file__).parents[2]
+LIMITS: list[tuple[int, tuple[int, int]]] = []  # of every run that starts
 PATIENCE_S = 90  # for anything that a loaded machine does late
 
 
@@ -135,7 +137,14 @@ class Running:
         with open(self.log, "wb") as log:
             out = log if terminal is None else terminal
             stdin = subprocess.DEVNULL if terminal is None else terminal
-            own = None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            limits = list(LIMITS)
+
+            def own():
+                if terminal is not None:
+                    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+                for which, values in limits:
+                    resource.setrlimit(which, values)
+
             self.process = subprocess.Popen(
                 argv, env=env, cwd=folder, stdin=stdin, stdout=out, stderr=out, start_new_session=True, preexec_fn=own
             )
@@ -186,3 +195,33 @@ class Running:
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
+
+
+def comparable(run):
+    """Status and normalised result of every task, per host in order."""
+    from lab_plays import normal
+
+    return [
+        (line["host"], line["task"], line["status"], normal(line["result"]))
+        for line in sorted(run.results, key=lambda line: line["host"])
+    ]
+
+
+def as_stock(bench, text, *words, env=None, **more):
+    """Runs the play under stock and under churten; every result must be the same. Answers both runs."""
+    from lab_plays import differences
+
+    stock = bench.play(text, *words, name="stock", env={"ANSIBLE_STRATEGY": "linear", **(env or {})}, **more)
+    ours = bench.play(text, *words, name="ours", env=env, **more)
+    assert stock.results, stock.text[-3000:]
+    out = [str(run.folder) for run in (stock, ours)]
+    for theirs, mine in zip(comparable(stock), comparable(ours), strict=True):
+        found = list(
+            differences(
+                json.loads(json.dumps(theirs).replace(out[0], "OUT")),
+                json.loads(json.dumps(mine).replace(out[1], "OUT")),
+            )
+        )
+        assert not found, (found, ours.text[-2000:])
+    assert ours.rc == stock.rc
+    return stock, ours
