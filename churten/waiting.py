@@ -30,6 +30,12 @@ class Hub(t.Protocol):
     def blocking(self, function: t.Callable[[], T]) -> T:
         """Run `function` in a thread while the current fiber is parked; its result or exception."""
 
+    def lend(self) -> bool:
+        """Let another task have the slot of the current fiber, which only waits for a connection; False if it keeps it."""
+
+    def retake(self) -> None:
+        """After `lend()`: wait for a slot."""
+
 
 class Pump(t.Protocol):
     """What the pool client offers to the hub."""
@@ -78,6 +84,17 @@ def wake(fiber: object) -> None:
     """Make `fiber` runnable; see `Hub.wake`."""
     if _hub is not None:
         _hub.wake(fiber)
+
+
+def lend() -> bool:
+    """See `Hub.lend`."""
+    return _hub is not None and _hub.lend()
+
+
+def retake() -> None:
+    """See `Hub.retake`."""
+    if _hub is not None:
+        _hub.retake()
 
 
 def blocking(function: t.Callable[[], T]) -> T:

@@ -55,6 +55,14 @@ class Fiber(greenlet.greenlet):
         self.gr_context = contextvars.copy_context()
 
 
+class Lender(t.Protocol):
+    """See `waiting.Hub.lend` and `retake`."""
+
+    def lend_slot(self, fiber: Fiber) -> bool: ...
+
+    def retake_slot(self, fiber: Fiber) -> None: ...
+
+
 class FiberHub:
     """See the module's text. All methods belong to the main thread, except `kick`."""
 
@@ -64,6 +72,7 @@ class FiberHub:
         self.fibers: dict[int, Fiber] = {}
         self.outside = contextvars.copy_context()  # what no fiber changes: callbacks run in it, as in stock's main process
         self.process = ProcessState()
+        self.lender: Lender | None = None  # who gives out the slots in which fibers run
         self.no_park = 0  # > 0: the running fiber holds a lock of the controller and must not park
         self._numbers = itertools.count(1)
         self._closing = False
@@ -118,6 +127,17 @@ class FiberHub:
         deadline = time.monotonic() + seconds
         while self.park(deadline):
             pass
+
+    def lend(self) -> bool:
+        """See `waiting.Hub.lend`."""
+        fiber = self.current()
+        return self.lender is not None and fiber is not None and self.lender.lend_slot(fiber)
+
+    def retake(self) -> None:
+        """See `waiting.Hub.retake`."""
+        fiber = self.current()
+        if self.lender is not None and fiber is not None:
+            self.lender.retake_slot(fiber)
 
     def blocking(self, function: t.Callable[[], T]) -> T:
         """See `waiting.Hub.blocking`."""

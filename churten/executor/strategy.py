@@ -78,7 +78,7 @@ class Results(collections.deque[t.Any]):
 class Job:
     """One task on one host, from `_queue_task` to its result."""
 
-    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "engine", "begun", "fiber", "waited")
+    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "worker", "engine", "begun", "fiber", "waited")
 
     def __init__(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any, throttle: int) -> None:
         self.host = host
@@ -86,7 +86,8 @@ class Job:
         self.task_vars = task_vars
         self.play_context = play_context
         self.throttle = throttle
-        self.slot = -1
+        self.slot = -1  # also while it is lent
+        self.worker = -1  # its first slot, as logs call it
         self.engine = FIBER
         self.begun = 0.0
         self.fiber: Fiber | None = None
@@ -134,6 +135,10 @@ class FiberStrategy:
         slots = self._slot_limit()
         self._scheduler = _core.Scheduler(slots)
         self._hub = FiberHub(self._scheduler)
+        # One slot means one after the other: a host that is slow to connect must not be overtaken.
+        self._hub.lender = self if slots > 1 else None
+        self._fiber_jobs: dict[Fiber, Job] = {}
+        self._without_slot: collections.deque[Job] = collections.deque()  # lent theirs and want one again
         self._engines = Engines(self._adapter, iterator._play, self._variable_manager, self._inventory, self._opted_in())
         self._results = Results(self._hub.kick)
         self._jobs: dict[tuple[str, str], Job] = {}
@@ -224,7 +229,7 @@ class FiberStrategy:
             if self._tqm._terminated:
                 self._pending_results -= 1
                 return
-        job.slot = slot
+        job.slot = job.worker = slot
         job.begun = time.monotonic()
         host, task = job.host, job.task
         if job.waited:
@@ -282,12 +287,14 @@ class FiberStrategy:
             self._leave(job, result)
 
         job.fiber = self._hub.spawn(body)
+        self._fiber_jobs[job.fiber] = job
 
     def _change_to_forks(self) -> None:
         """Fibers that ended without doing anything: forks take their slots over."""
         while self._changing:
             job = self._changing.popleft()
             job.engine = FORK
+            self._fiber_jobs.pop(t.cast(Fiber, job.fiber), None)
             job.fiber = None
             self._workers[job.slot] = None
             stamps.engine(job.host.name, job.task._uuid, FORK, job.slot)
@@ -339,17 +346,58 @@ class FiberStrategy:
 
     def _leave(self, job: Job, result: t.Any) -> None:
         """The job is done with its slot and its throttle."""
-        self._scheduler.slot_release(job.slot)
-        if isinstance(self._workers[job.slot], FiberWorker):
-            self._workers[job.slot] = None
+        self._free_slot(job)
+        if job.fiber is not None:
+            self._fiber_jobs.pop(job.fiber, None)
         self._jobs.pop((job.host.name, job.task._uuid), None)
         seconds = time.monotonic() - job.begun
-        self._log.end(job.slot, job.task.get_name(), job.host.name, self._active(), seconds, self._adapter.status(result))
+        self._log.end(job.worker, job.task.get_name(), job.host.name, self._active(), seconds, self._adapter.status(result))
         if job.throttle > 0:
             self._throttled.pop(id(job), None)
             number = self._scheduler.throttle_leave(self._throttle_key(job.task))
             if number is not None:
                 self._released.append(self._throttled[number])
+
+    # --- slots of tasks that only wait for a connection ---
+
+    def _free_slot(self, job: Job) -> None:
+        slot, job.slot = job.slot, -1
+        if slot < 0:
+            return
+        if isinstance(self._workers[slot], FiberWorker):
+            self._workers[slot] = None
+        while self._without_slot:
+            other = self._without_slot.popleft()
+            if other.fiber is not None and self._fiber_jobs.get(other.fiber) is other:
+                other.slot = slot
+                self._workers[slot] = FiberWorker()
+                self._hub.wake(other.fiber)
+                return
+        self._scheduler.slot_release(slot)
+
+    def lend_slot(self, fiber: Fiber) -> bool:
+        """See `waiting.Hub.lend`."""
+        job = self._fiber_jobs.get(fiber)
+        if job is None or job.slot < 0:
+            return False
+        self._free_slot(job)
+        return True
+
+    def retake_slot(self, fiber: Fiber) -> None:
+        """See `waiting.Hub.retake`."""
+        job = self._fiber_jobs[fiber]
+        job.slot = self._scheduler.slot_acquire()
+        if job.slot >= 0:
+            self._workers[job.slot] = FiberWorker()
+            return
+        self._without_slot.append(job)
+        try:
+            while job.slot < 0:
+                self._hub.park(None)
+        except BaseException:
+            if job in self._without_slot:
+                self._without_slot.remove(job)
+            raise
 
     @property
     def _released(self) -> collections.deque[Job]:

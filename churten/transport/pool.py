@@ -37,6 +37,7 @@ ASK_AFTER_S = 30.0
 DEAD_AFTER_S = 30.0
 CONNECT_FOR_S = 6.0  # no new try after that
 GIVEN_UP_FOR_S = 60.0  # where trying takes long, not every task shall pay for it
+LEND_AFTER_S = 0.05  # of waiting for a connection
 _ZLIB_FROM = 8192
 
 Source = bytes | t.BinaryIO
@@ -442,6 +443,7 @@ class Pool:
             if fiber is None:
                 self._wait_blocking(pending, deadline)
             else:
+                self._wait_open(pending, deadline, fiber)
                 self._wait_parked(pending, deadline, fiber)
         except BaseException:
             if not pending.done and not connecting:
@@ -458,7 +460,23 @@ class Pool:
                 raise PoolFailure("cancelled", "pool", "the time given for it is over", True)
             self.pump(int(min(left, PING_AFTER_S) * 1000) + 1)
 
+    def _wait_open(self, pending: Pending, deadline: float | None, fiber: object) -> None:
+        """Until the session is open, or has failed to. Who waits long for that lends its slot to a task that has something to do."""
+        owner = self._numbers.get(pending.session)
+        if owner is None or owner.pending.done:
+            return
+        soon = time.monotonic() + LEND_AFTER_S
+        if self._parked(owner.pending, soon if deadline is None else min(soon, deadline), fiber) or not waiting.lend():
+            return
+        self._parked(owner.pending, deadline, fiber)
+        waiting.retake()
+
     def _wait_parked(self, pending: Pending, deadline: float | None, fiber: object) -> None:
+        if not self._parked(pending, deadline, fiber):
+            raise PoolFailure("cancelled", "pool", "the time given for it is over", True)
+
+    def _parked(self, pending: Pending, deadline: float | None, fiber: object) -> bool:
+        """False: `deadline` came first."""
         # Several fibers may wait for one OPEN or START.
         owners = pending.owner if isinstance(pending.owner, list) else []
         pending.owner = owners
@@ -471,9 +489,10 @@ class Pool:
                     and deadline is not None
                     and time.monotonic() >= deadline
                 ):
-                    raise PoolFailure("cancelled", "pool", "the time given for it is over", True)
+                    return False
         finally:
             owners.remove(fiber)
+        return True
 
     def _abandon(self, pending: Pending) -> None:
         """Nobody waits for it any more: kill it on the target, and drain what still comes."""
