@@ -63,6 +63,8 @@ struct ch_chan_events {
     void (*on_exit)(void *arg, int rc, int signal, const char *error);
 };
 
+/* The version of the SSH library in use, as it says it. */
+const char *ch_link_library(void);
 /* Is there an implementation of this transport? */
 int ch_link_known(const char *transport);
 /* Starts connecting. NULL only when out of memory. */

@@ -33,6 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "link.h"
 #include "log.h"
 #include "pool.h"
 #include "proc.h"
@@ -107,6 +108,7 @@ options_read(struct options *o, int argc, char **argv)
         {"ready-fd", required_argument, NULL, 'r'},
         {"foreground", no_argument, NULL, 'f'},
         {"version", no_argument, NULL, 'V'},
+        {"libssh", no_argument, NULL, 'S'},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
@@ -137,6 +139,9 @@ options_read(struct options *o, int argc, char **argv)
             break;
         case 'V':
             puts(CH_VERSION);
+            exit(0);
+        case 'S':
+            puts(ch_link_library());
             exit(0);
         case 'h':
             usage(stdout);

@@ -408,6 +408,12 @@ ssh_link_free(struct ch_link *link)
     }
 }
 
+const char *
+ch_link_library(void)
+{
+    return ssh_version(0);
+}
+
 const struct ch_link_ops ch_ssh_ops = {
     .transport = "libssh",
     .link_new = ssh_link_new,

@@ -16,6 +16,8 @@ import sys
 import typing as t
 from pathlib import Path
 
+from churten.cli import libssh
+
 DEADLINE_S = 180.0
 _FACTS = "gather_subset=!all,!min,python,user"
 _LOGGED = re.compile(r"^<[^>]*> (engine|churten): (.*)$", re.MULTILINE)
@@ -46,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     for name, value in report(found[2], result_of(found[3]), _LOGGED.findall(text[: found.start()])):
         print(f"{name:<12} {value}")
+    print(f"{'libssh':<12} {libssh.describe()}")
     return _EXIT_CODES[found[2]]
 
 

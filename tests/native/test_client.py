@@ -146,6 +146,7 @@ def test_a_full_backlog_is_waited_for(pool_dir):
 
 
 @root
+@pytest.mark.row("F2")
 def test_the_process_of_another_user_is_not_trusted(pool_dir):
     pool_dir.chmod(0o777)
     read_end, write_end = os.pipe()
@@ -269,6 +270,7 @@ def test_compressed_bodies_are_inflated(server, client):
 
 
 @pytest.mark.parametrize("body", [zipped(b"x" * 100, 99), zipped(b"x" * 100, 101), zipped(b"", 65 << 20), b"\0\0\0\5hello", b"", b"\0\0\0\1"])
+@pytest.mark.row("F7")
 def test_a_bad_compressed_body_ends_the_connection(server, client, body):
     server.peer.sendall(frame(PONG) + frame(DATA, body, 1, request=1) + frame(PONG))
     assert [f[0] for f in client.poll(1000)] == [PONG]

@@ -68,6 +68,7 @@ def plugins(kind):
     return sorted(f"churten.core.{p.stem}" for p in (ROOT / "plugins" / kind).glob("*.py") if not p.stem.startswith("_"))
 
 
+@pytest.mark.row("E17")
 def test_a_missing_library_is_one_clear_sentence(tmp_path):
     words = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path)]
     environment = {**os.environ, "PKG_CONFIG_LIBDIR": str(tmp_path), "PKG_CONFIG_PATH": ""}

@@ -179,6 +179,7 @@ def test_an_agent_that_dies(pool):
 
 
 @pytest.mark.parametrize("command", ["garbage", "double", "unknown", "badwindow", "flood"])
+@pytest.mark.row("F6")
 def test_a_target_that_breaks_the_protocol_loses_only_its_session(pool, command):
     other = pool_other(pool)
     talk = pool.talk()
@@ -272,6 +273,7 @@ def test_files(pool, tmp_path):
     assert talk.failed(talk.send(FETCH, items=[str(tmp_path / "none")]))[0] == "file"
 
 
+@pytest.mark.row("F3")
 def test_stdin_beyond_the_window_drops_the_client(pool):
     talk = pool.talk()
     talk.begin()
@@ -632,6 +634,7 @@ def test_a_session_is_kept_for_the_next_client(pool):
     assert two.begin()["pid"] == pid
 
 
+@pytest.mark.row("E11")
 def test_no_session_beyond_the_limit_of_open_files(pool):
     talk = pool.talk()
     resource.prlimit(talk.status()["pid"], resource.RLIMIT_NOFILE, (44, 44))
@@ -692,6 +695,7 @@ def test_stop_ends_children_that_do_not_leave_by_themselves(pool, make_pool):
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
+@pytest.mark.row("E5", "E6")
 def test_a_killed_pool_leaves_nothing_that_hinders_the_next(pool, make_pool):
     talk = pool.talk()
     pid = int(talk.begin()["pid"])
@@ -708,6 +712,7 @@ def test_a_killed_pool_leaves_nothing_that_hinders_the_next(pool, make_pool):
     second.talk().begin()
 
 
+@pytest.mark.row("E6")
 def test_a_second_pool_lets_the_first_one_serve(pool, make_pool):
     second = make_pool()
     assert second.ready and second.wait() == 0
@@ -732,6 +737,7 @@ def test_daemon(pool_dir, make_pool):
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o710, 0o701])
+@pytest.mark.row("F1")
 def test_a_directory_open_to_others_is_refused(pool_dir, make_pool, mode):
     pool_dir.chmod(mode)
     pool = make_pool()
@@ -740,6 +746,7 @@ def test_a_directory_open_to_others_is_refused(pool_dir, make_pool, mode):
     pool_dir.chmod(0o700)
 
 
+@pytest.mark.row("F1")
 def test_a_link_is_refused(pool_dir, make_pool):
     (pool_dir / "real").mkdir(0o700)
     (pool_dir / "link").symlink_to("real")
@@ -749,6 +756,7 @@ def test_a_link_is_refused(pool_dir, make_pool):
 
 
 @root
+@pytest.mark.row("F1")
 def test_a_directory_of_another_user_is_refused(pool_dir, make_pool):
     theirs = pool_dir / "theirs"
     theirs.mkdir(0o700)
@@ -758,6 +766,7 @@ def test_a_directory_of_another_user_is_refused(pool_dir, make_pool):
     assert "belongs to another user" in pool.errors()
 
 
+@pytest.mark.row("F1")
 def test_a_file_in_the_way_is_not_removed(pool_dir, make_pool):
     path = pool_dir / f"pool-{__version__}.sock"
     path.write_text("mine")
@@ -766,6 +775,7 @@ def test_a_file_in_the_way_is_not_removed(pool_dir, make_pool):
     assert path.read_text() == "mine"
 
 
+@pytest.mark.row("F1")
 def test_the_log_does_not_follow_links(pool_dir, make_pool):
     (pool_dir / "log").symlink_to(pool_dir / "elsewhere")
     pool = make_pool()
@@ -774,6 +784,7 @@ def test_the_log_does_not_follow_links(pool_dir, make_pool):
 
 
 @root
+@pytest.mark.row("F2")
 def test_another_user_is_refused(pool):
     pool.dir.chmod(0o711)
     pool.path.chmod(0o666)
@@ -800,6 +811,7 @@ def test_another_user_is_refused(pool):
     assert works(pool_other(pool), 1)
 
 
+@pytest.mark.row("E6")
 def test_another_version_is_told_so(pool):
     with pytest.raises(_core.Error, match="another version"):
         _core.Client(str(pool.path), "0.0.0")
@@ -838,6 +850,7 @@ OPEN_OK = _core.pack(["key", "k", "transport", "local", "argv", "sh"])
         hello() + hello(),
     ],
 )
+@pytest.mark.row("F3")
 def test_a_client_that_breaks_the_protocol_is_dropped(pool, data):
     s = raw(pool)
     s.sendall(data)
@@ -846,6 +859,7 @@ def test_a_client_that_breaks_the_protocol_is_dropped(pool, data):
     assert works(pool_other(pool), 1)
 
 
+@pytest.mark.row("F3")
 def test_half_a_frame_is_waited_for(pool):
     s = raw(pool)
     data = hello() + frame(PING, b"abc")
@@ -886,6 +900,7 @@ def test_a_request_is_asked_after(pool):
     assert talk.final(hanging).type == EXIT
 
 
+@pytest.mark.row("F4")
 def test_secrets_stay_out_of_the_log_and_the_arguments(pool):
     talk = pool.talk()
     secret = "hunter2-secret"
@@ -900,6 +915,7 @@ def test_secrets_stay_out_of_the_log_and_the_arguments(pool):
     assert secret not in str(talk.status())
 
 
+@pytest.mark.row("E13")
 def test_many_sessions(pool):
     talk = pool.talk()
     for n in range(1, 41):

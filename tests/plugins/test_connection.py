@@ -282,6 +282,7 @@ def test_pipelining_is_on_but_can_be_switched_off(play, tmp_path):
         assert "churten: RUN" not in off.text and off.one("t")["result"]["stdout"] == "42", off.text[-3000:]
 
 
+@pytest.mark.row("E17")
 def test_no_pool(play, tmp_path):
     (tmp_path / "public").mkdir(mode=0o755)
     run = play(

@@ -57,3 +57,33 @@ def test_an_unreachable_host(doctor):
 def test_a_host_that_is_not_there(doctor, capsys):
     assert main(["doctor", "nosuchhost", "-i", "localhost,"]) == 1
     assert "no result for nosuchhost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "version, package, fixed",
+    [
+        ("0.12.2", "", True),
+        ("0.13.0", "", True),
+        ("0.12.1", "", False),
+        ("0.11.5", "0.11.5-1", True),
+        ("0.11.4", "", False),
+        ("0.11.10", "", True),
+        ("0.10.6", "", False),
+        ("0.10.6", "0.10.6-0+deb12u3", True),
+        ("0.10.6", "0.10.6-0+deb12u10", True),
+        ("0.10.6", "0.10.6-0+deb12u2", False),
+        ("0.11.1", "0.10.6-0+deb12u3", False),
+        ("1.0.0", "", True),
+        ("", "", False),
+    ],
+)
+def test_floors_of_libssh(version, package, fixed):
+    from churten.cli import libssh
+
+    assert libssh.is_fixed(version, package) == fixed
+
+
+def test_the_library_in_use_is_named():
+    from churten.cli import libssh
+
+    assert libssh.describe().split(" ")[0].strip(",").count(".") == 2

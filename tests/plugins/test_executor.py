@@ -191,6 +191,7 @@ def test_throttle_limits_how_many_run_at_once(run):
     assert most == 2
 
 
+@pytest.mark.row("E4")
 def test_a_dead_worker_costs_one_task(run):
     (run.dir / "action_plugins").mkdir()
     (run.dir / "action_plugins/die.py").write_text(
@@ -214,6 +215,7 @@ def test_a_dead_worker_costs_one_task(run):
 
 
 @pytest.mark.parametrize("number, expected", [(signal.SIGINT, 99), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.row("E1", "E2")
 def test_signals_end_the_run_and_its_processes(run, number, expected):
     mark = f"32{os.getpid()}"
     play = f"""

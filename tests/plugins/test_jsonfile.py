@@ -135,6 +135,7 @@ def test_timeout(tmp_path):
         assert f'"msg": {seen}' in done.stdout.lower()
 
 
+@pytest.mark.row("E7")
 def test_a_full_disk_keeps_the_old_facts(tmp_path):
     cached(tmp_path, OURS, SET)
     before = files(tmp_path)
@@ -156,6 +157,7 @@ def test_a_full_disk_keeps_the_old_facts(tmp_path):
     assert files(tmp_path) == before
 
 
+@pytest.mark.row("E8")
 def test_a_corrupt_file_is_a_miss(tmp_path):
     cached(tmp_path, OURS, SET)
     path = tmp_path / "facts" / f"{PREFIX}h1"
@@ -314,6 +316,7 @@ def test_a_value_that_cannot_be_encoded_changes_nothing(store):
 
 
 @pytest.mark.parametrize("name", ["fifo", "directory", "link", "large", "list", "text", "empty", "foreign"])
+@pytest.mark.row("E8")
 def test_files_that_are_not_used(store, name, monkeypatch):
     path = store.where / (PREFIX + "h")
     if name == "fifo":
@@ -374,6 +377,7 @@ def test_missing_is_silent(store):
     assert store.said == [] and store.keys() == []
 
 
+@pytest.mark.row("E7")
 def test_an_error_while_writing_is_said_once(store):
     for host in ("a", "b"):
         store.set(host, {"n": 1})
@@ -392,6 +396,7 @@ def test_an_error_while_writing_is_said_once(store):
 
 
 @pytest.mark.parametrize("host", ["../out", "a/../../out", "/out", "..", ".", "a/b", "x\0y", "h" * 300])
+@pytest.mark.row("E14")
 def test_names_never_lead_out_of_the_directory(tmp_path, host):
     inside = tmp_path / "in"
     inside.mkdir()
@@ -549,6 +554,7 @@ def test_encoding_equals_cores(form):
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.row("F9")
 def test_decoding_equals_cores(form):
     texts = [
         "null", "[]", '{"a": 1, "b": 2, "a": 3}', "12345678901234567890", "-0", "-0.0", "1E400", "1e-400", "0.1", "1e5", "NaN",
@@ -599,6 +605,7 @@ def test_random_values_encode_and_decode_as_cores(form):
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.row("E8")
 def test_damaged_files_decode_as_cores_or_not_at_all(form):
     rnd = random.Random(7)
     good = form.encode({"a": [1, 2.5, {"b": "c\u00e9\U0001f600"}], "d": {"__ansible_x": None, "e": '\\"'}})

@@ -121,6 +121,7 @@ def test_a_killed_pool_ends_what_it_carried_and_a_new_one_serves_the_next_task(p
     assert len(found) == 4 and run.rc == 0, run.text
 
 
+@pytest.mark.row("E11", "E13")
 def test_hosts_for_which_the_pool_has_no_room_go_the_stock_way(play, lab, pool_dir):
     from churten.transport.pool import STATUS, Pool
 

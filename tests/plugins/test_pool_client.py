@@ -557,6 +557,7 @@ def test_keys(directory):
     assert one != spec_key({**SPEC, "password": "x"})  # a password is hidden behind a secret of this directory
 
 
+@pytest.mark.row("F1")
 def test_the_directory_must_be_private(tmp_path, monkeypatch):
     for make in (
         lambda p: p.mkdir(mode=0o755),
@@ -609,6 +610,7 @@ real = pytest.mark.skipif(not os.access(runtime.pool_executable(), os.X_OK), rea
 
 
 @real
+@pytest.mark.row("E5")
 def test_the_pool_is_started_when_it_is_needed_and_again_when_it_died(directory):
     import json
 

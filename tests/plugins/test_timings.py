@@ -166,6 +166,7 @@ def test_a_log_that_cannot_be_written_does_not_fail_the_play(tmp_path):
     refused(tmp_path, tmp_path / "no" / "dir" / "t.log", "No such file or directory")
 
 
+@pytest.mark.row("F1")
 def test_a_link_is_refused(tmp_path):
     target = tmp_path / "target"
     (tmp_path / "t.log").symlink_to(target)
@@ -221,6 +222,7 @@ def test_what_is_not_safe_to_append_to(tmp_path):
     assert target.read_text() == "" and not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.row("E7")
 def test_the_first_trouble_is_said_once_and_ends_the_log(tmp_path):
     said = []
     file = log.LineFile(str(tmp_path / "no" / "file"), said.append)
