@@ -80,6 +80,7 @@ def small_tmp(lab, what):
     top = lab.dir.parent
     return f"""
 mount --make-rprivate /
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm  # what killed agents leave there goes with it
 mount -t tmpfs tmpfs /mnt; mkdir /mnt/keep; mount --rbind {top} /mnt/keep
 mount -t tmpfs -o {"size=1m" if what == "blocks" else "nr_inodes=100"},mode=1777 tmpfs /tmp
 mkdir -p -m 755 {top}; mount --move /mnt/keep {top}; umount /mnt
@@ -146,7 +147,7 @@ def test_read_only(run, lab):
   ignore_errors: true
 """
     top = lab.dir.parent
-    before = f"mount --make-rprivate /\nmount --rbind / /\nmount -o remount,ro,bind {top} || mount --bind {top} {top}; mount -o remount,ro,bind {top}\n"
+    before = "mount --make-rprivate /\nmount -t tmpfs -o mode=1777 tmpfs /dev/shm\n"
     for where in ("/var/tmp", "/tmp", "/usr", "/home"):
         before += f"mount --bind {where} {where}; mount -o remount,ro,bind {where}\n"
     before += f"mount --bind {top} {top}; mount -o remount,ro,bind {top}\n"

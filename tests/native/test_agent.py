@@ -349,6 +349,7 @@ def test_probe_environment(python, custom, env, start, tmp_path):
 
 
 @pytest.mark.usefixtures("modern")
+@pytest.mark.row("C7")
 def test_nothing_stays(warm, python, custom):
     """What one module does to its process the next one does not see."""
     dirty = custom(
@@ -527,6 +528,7 @@ def test_files_left_open(warm, python, raw_custom, tmp_path):
     assert left[0]["b"] == "left in a frame"
 
 
+@pytest.mark.row("C6")
 def test_background_process(agent, custom, tmp_path):
     """One that keeps the module's pipes open does not keep the answer back."""
     wrapper = custom("result['pid'] = subprocess.Popen(['sleep', '600']).pid", "import subprocess")
@@ -537,6 +539,7 @@ def test_background_process(agent, custom, tmp_path):
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.row("C6")
 def test_output_of_a_background_process(agent):
     done = agent.exec("(sleep 0.05; echo late) & echo early")
     assert done.stdout == b"early\nlate\n"
@@ -840,6 +843,7 @@ def children_of(pid):
     return [int(one) for one in done.stdout.split()]
 
 
+@pytest.mark.row("C10")
 @pytest.mark.parametrize(
     "way, trap",
     [
@@ -1258,6 +1262,7 @@ def test_discovery_order():
         assert client.hello["interpreters"].split("\n") == names[1:]
 
 
+@pytest.mark.row("B4")
 def test_too_old_python(tmp_path):
     old = shutil.which("python2") or shutil.which("python2.7")
     if not old or subprocess.run([old, "-c", "1"], capture_output=True).returncode:

@@ -163,6 +163,7 @@ PASSWORD = """
 """
 
 
+@pytest.mark.row("D1", "D2")
 @needs_root
 def test_become_password(same):
     _, ours = same(PASSWORD, wrong_password="not-this")
