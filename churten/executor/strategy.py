@@ -36,6 +36,7 @@ display = Display()
 
 # Stands for `worker._task` where core counts running copies of a task: throttles are the C scheduler's work.
 FORK_PAUSES_S = (0.1, 0.4, 1.5)  # between attempts to start a worker
+LENT_MAX = 512  # hosts that are connected to beside those that have a slot: each keeps its variables in memory
 _NO_TASK = types.SimpleNamespace(_uuid=None)
 
 
@@ -78,7 +79,7 @@ class Results(collections.deque[t.Any]):
 class Job:
     """One task on one host, from `_queue_task` to its result."""
 
-    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "worker", "engine", "begun", "fiber", "waited")
+    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "worker", "lent", "engine", "begun", "fiber", "waited")
 
     def __init__(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any, throttle: int) -> None:
         self.host = host
@@ -88,6 +89,7 @@ class Job:
         self.throttle = throttle
         self.slot = -1  # also while it is lent
         self.worker = -1  # its first slot, as logs call it
+        self.lent = False
         self.engine = FIBER
         self.begun = 0.0
         self.fiber: Fiber | None = None
@@ -138,6 +140,7 @@ class FiberStrategy:
         # One slot means one after the other: a host that is slow to connect must not be overtaken.
         self._hub.lender = self if slots > 1 else None
         self._fiber_jobs: dict[Fiber, Job] = {}
+        self._n_lent = 0
         self._without_slot: collections.deque[Job] = collections.deque()  # lent theirs and want one again
         self._engines = Engines(self._adapter, iterator._play, self._variable_manager, self._inventory, self._opted_in())
         self._results = Results(self._hub.kick)
@@ -347,6 +350,7 @@ class FiberStrategy:
     def _leave(self, job: Job, result: t.Any) -> None:
         """The job is done with its slot and its throttle."""
         self._free_slot(job)
+        self._not_lent(job)
         if job.fiber is not None:
             self._fiber_jobs.pop(job.fiber, None)
         self._jobs.pop((job.host.name, job.task._uuid), None)
@@ -378,14 +382,21 @@ class FiberStrategy:
     def lend_slot(self, fiber: Fiber) -> bool:
         """See `waiting.Hub.lend`."""
         job = self._fiber_jobs.get(fiber)
-        if job is None or job.slot < 0:
+        if job is None or job.slot < 0 or self._n_lent >= LENT_MAX:
             return False
         self._free_slot(job)
+        job.lent = True
+        self._n_lent += 1
         return True
+
+    def _not_lent(self, job: Job) -> None:
+        self._n_lent -= job.lent
+        job.lent = False
 
     def retake_slot(self, fiber: Fiber) -> None:
         """See `waiting.Hub.retake`."""
         job = self._fiber_jobs[fiber]
+        self._not_lent(job)
         job.slot = self._scheduler.slot_acquire()
         if job.slot >= 0:
             self._workers[job.slot] = FiberWorker()

@@ -9,6 +9,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -134,6 +135,27 @@ def test_black_holes_hold_nobody_up(fresh, everywhere, hole):
     print(f"{HOSTS} hosts, {HOLES} black holes, timeout {TIMEOUT_S} s: {took_s:.1f} s; the healthy ones alone: {alone_s:.1f} s")
     # The bound is the timeout and 5 s; another machine's load is allowed for by the time the healthy ones need alone.
     assert took_s < TIMEOUT_S + 5 + 2 * alone_s
+
+
+@pytest.mark.row("A21")
+def test_clients_that_connect_are_as_many_as_forks(fresh, everywhere):
+    """An OpenSSH client is a process and may go through a jump host with limits of its own: it lends no worker."""
+    nap = f"2.{os.getpid()}"
+    lines = [everywhere.line(f"far{n}", ansible_host=f"127.0.13.{n + 1}", ansible_ssh_extra_args=f"-o ProxyCommand='sleep {nap}'") for n in range(6)]
+    most, over = [0], threading.Event()
+
+    def count():
+        while not over.wait(0.05):
+            found = subprocess.run(["pgrep", "-c", "-x", "-f", f"sleep {nap}"], capture_output=True, text=True, check=False)
+            most.append(int(found.stdout))
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    run = fresh("- hosts: all\n  gather_facts: false\n  tasks:\n    - ping:\n      name: one\n", *lines, **FREE, ANSIBLE_FORKS="2")
+    over.set()
+    thread.join()
+    assert [status for _, status in order(run)] == ["unreachable"] * 6, run.text[-3000:]
+    assert max(most) == 2
 
 
 @pytest.mark.row("A3")
