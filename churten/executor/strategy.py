@@ -29,6 +29,7 @@ from churten.compat.plugin_state import watched_plugins
 from churten.timings import stamps
 from churten.timings.workers import WorkerLog
 
+from .departure import children_leave_too
 from .engine import FIBER, FORK, Engines
 from .hub import Fiber, FiberHub, NeedsFork
 
@@ -155,6 +156,7 @@ class FiberStrategy:
             self._adapter.wake_on_rpc(self, self._hub.kick)
             lookups = frozenset(self._option("fiber_lookups") or ())
             with (
+                children_leave_too(),
                 self._adapter.installed(self._hub, self._idle),
                 careful_lookups(self._hub, lookups),
                 self._hub.process.watched(),

@@ -69,6 +69,9 @@ def begun(bench, kind, nap):
         run = bench.start(FORKS, before=DOZE)
         until(lambda: len(list(run.folder.glob("dozing-*"))) == 2 or run.process.poll() is not None, what=run.text)
         assert run.process.poll() is None, run.text
+    elif kind == "stock":  # an ssh client of the built-in plugin, in a thread
+        run = bench.start(SLEEPS, nap=nap, ansible_churten_transport="stock")
+        asleep(run, nap)
     else:  # while it connects: a host that accepts and says nothing
         server = socket.create_server(("127.0.0.1", 0))
         inventory = bench.top / "silent"
@@ -357,3 +360,17 @@ def test_runs_at_the_same_time_share_pool_cache_and_log(bench, nap):
     ends = [line["run"] for line in lines if line["ev"] == "end"]
     assert len(begins) == len(set(begins)) == count + 1 and len(ends) == len(set(ends)) == count
     until(lambda: not processes(f"^sleep {nap}$"), BOUND_S)
+
+
+@pytest.mark.row("E2", "E1")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ssh_clients_of_the_stock_path_end_with_the_run(bench, nap, number):
+    """What runs on the target goes on, as under stock."""
+    run = begun(bench, "stock", nap)
+    os.kill(run.pid, number)
+    assert run.wait(BOUND_S) in (-number, 99), run.text
+    try:
+        until(lambda: not [one for one in run.left() if "[mux]" not in one[1]], BOUND_S, f"left behind: {run.left()}")
+    finally:
+        for pid in processes(f"^sleep {nap}$"):
+            os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Agents that send what no agent may: a target can end its own session, and nothing else. The fake agent writes the bytes, a real pool judges them."""
 
+import os
 import struct
 import time
 import zlib
@@ -35,7 +36,7 @@ from talking import (
     _core,
 )
 
-ROOM_KIB = 4096
+ROOM_KIB = int(os.environ.get("CH_HOSTILE_ROOM_KIB", "4096"))
 NEVER_FROM_AN_AGENT = [OPEN, OPENED, START, PAYLOAD, NEED, RUN, EXEC, PUT, FETCH, STAMP, CLOSE, RESET, STATUS, STOP]
 
 
