@@ -516,7 +516,7 @@ BEGINNINGS = [
 @pytest.mark.parametrize("before", BEGINNINGS)
 def test_a_server_that_is_none(case, before):
     begin = time.monotonic()
-    request = case.open(case.rogue(before=before), timeout_ms=TIMEOUT_MS)
+    request = case.open(case.rogue(before=before), timeout_ms=TIMEOUT_MS, login_timeout_ms=TIMEOUT_MS)
     case.check_neighbour()
     cls, layer, words, started = case.talk.failed(request)
     assert time.monotonic() - begin < TIMEOUT_MS / 1000 + 5
