@@ -10,7 +10,7 @@ import dataclasses
 class Target:
     """How one target is run."""
 
-    seconds: int = 400  # of one run
+    seconds: int = 900  # of one run
     free: bool = True  # whether the free modes are tried
     env: tuple[tuple[str, str], ...] = ()  # more environment
     local: bool = False  # its own inventory stays local: its tasks use the folder it is started in
@@ -35,7 +35,7 @@ _plain(" ".join(RACES), env=(("ANSIBLE_FORKS", "30"),))
 _plain("loops loop_control blocks meta_tasks includes roles register set_fact throttle")
 _plain("any_errors_fatal ignore_unreachable group_by add_host check_mode tags no_log var_precedence special_vars")
 _plain("environment module_defaults gathering gathering_facts facts_d debugger")
-_plain("handlers include_import callback_default", seconds=1200)  # some eighty runs of ansible-playbook
+_plain("handlers include_import callback_default", seconds=1800)  # some eighty runs of ansible-playbook
 _plain("async", env=(("HOME", "{home}"),))  # a play of its own on localhost finds its job there
 _plain("async_fail")
 _plain("changed_when failed_when conditionals omit loop-until ignore_errors keyword_inheritance until task_ordering tempfile ping task-timeout")
