@@ -9,11 +9,14 @@ import typing as t
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.converters import to_native
 from ansible.plugins.connection.ssh import Connection as StockConnection
+from ansible.utils.display import Display
 
 from churten import waiting
 from churten.compat import connection as core
 from churten.transport import options, pool
 from churten.transport.warm import RemoteFiles, Route, Stock, WarmConnection
+
+display = Display()
 
 REQUESTS_KEPT = 20_000
 _requests: dict[tuple[object, ...], options.Request] = {}
@@ -72,6 +75,15 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, core.OwnVari
         self._log(3, f"churten: from now on by {transport}: {failure.message}")
         options.refuse(request, transport, failure.message)
         return True
+
+    def _corrupt(self, failure: pool.PoolFailure) -> None:
+        request = self._request()
+        if options.plan(request).transport != "stock":
+            options.refuse(request, "stock", failure.message)
+            display.warning(
+                f"churten: {self._host()}: something on the target writes into the agent's output ({failure.message}); "
+                "this host is reached by the built-in plugin from now on."
+            )
 
     def _retries(self) -> int:
         return int(self.get_option("reconnection_retries"))

@@ -73,6 +73,9 @@ class WarmConnection:
         """The transport of the current route cannot do it. True if `_route()` now gives another one."""
         return False
 
+    def _corrupt(self, failure: pool.PoolFailure) -> None:
+        """What came from the target was no frame: from now on this host goes the stock way."""
+
     def _unreachable(self, failure: pool.PoolFailure, in_data: bytes | None) -> Exception:
         """What the built-in plugin would raise for a host that cannot be reached."""
         raise NotImplementedError
@@ -191,6 +194,8 @@ class WarmConnection:
                 if failure.cls == "file":
                     # No room, no right, another size than announced: written again from its beginning, and refused in stock's words.
                     raise Stock(f"file: {failure.message}") from failure
+                if failure.cls == "protocol":
+                    self._corrupt(failure)
                 if failure.started:
                     ended = self._unreachable(failure, in_data)
                     break

@@ -186,6 +186,7 @@ def test_stdin_nobody_reads(link):
     assert report.out() == "gone\n"
 
 
+@pytest.mark.row("A14")
 def test_key_exchange_again_and_again(top, link):
     other = top / "rekey"
     other.mkdir()
@@ -249,6 +250,7 @@ def test_more_sessions_than_the_server_gives(top, link):
 # --- failures on the way ---
 
 
+@pytest.mark.row("A1")
 def test_refused(link):
     report = link(port=free_port("127.0.0.71"))
     assert report.failed[:2] == ("unreachable", "tcp")
@@ -324,6 +326,7 @@ class Closer(threading.Thread):
             pass
 
 
+@pytest.mark.row("A17")
 def test_a_server_that_is_too_busy_is_asked_again(link, server):
     relay = Closer(2, server)
     link.known.write_text(server.host_line(f"[127.0.0.75]:{relay.port}") + "\n")
@@ -377,6 +380,7 @@ def test_unknown_names_in_a_list_are_skipped(link):
 # --- host keys ---
 
 
+@pytest.mark.row("A5")
 def test_unknown_host_key(link, server):
     link.known.write_text("")
     report = link("echo hi")
@@ -388,6 +392,7 @@ def test_unknown_host_key(link, server):
     assert link.known.read_text() == ""
 
 
+@pytest.mark.row("A5")
 def test_accept_new_records_the_key(link, server, tmp_path):
     known = tmp_path / "new" / "known_hosts"
     assert link("echo hi", known=known, check="accept-new").out() == "hi\n"
@@ -407,6 +412,7 @@ def test_a_recorded_key_is_readable_for_ssh(link, server, tmp_path):
     assert link("echo hi", known=known).out() == "hi\n"
 
 
+@pytest.mark.row("A6")
 @pytest.mark.parametrize("mode", ["yes", "accept-new"])
 def test_changed_host_key(link, server, tmp_path, mode):
     keygen(tmp_path / "other")
@@ -419,6 +425,7 @@ def test_changed_host_key(link, server, tmp_path, mode):
     assert link.known.read_text() == before
 
 
+@pytest.mark.row("A6")
 def test_checking_off_accepts_a_changed_key(link, server, tmp_path):
     keygen(tmp_path / "other")
     link.known.write_text(server.host_line(key=tmp_path / "other") + "\n")
@@ -433,6 +440,7 @@ def test_alias_and_second_file(link, server, tmp_path):
     assert link("echo hi", known="/dev/null", **{"global": tmp_path / "second"}, alias="other").failed[0] == "hostkey"
 
 
+@pytest.mark.row("A7")
 def test_revoked_and_authority(link, server):
     link.known.write_text(server.host_line() + "\n@revoked * " + server.host_line().split(" ", 1)[1] + "\n")
     assert "REVOKED" in link("echo hi").failed[2]
@@ -451,6 +459,7 @@ def test_no_key(link):
     )
 
 
+@pytest.mark.row("A8")
 def test_keys_are_tried_one_by_one(link, server, tmp_path):
     keygen(tmp_path / "wrong")
     keygen(tmp_path / "rsa", "rsa", "", "-b", "2048", "-m", "PEM")
@@ -502,6 +511,7 @@ def test_agent(link, server, agent, tmp_path):
     assert link("echo hi", identity=None, agent=path).out() == "hi\n"
 
 
+@pytest.mark.row("A8")
 def test_agent_with_identities_only(link, server, agent, tmp_path):
     path, add, _ = agent
     keys = [keygen(tmp_path / f"k{i}") for i in range(8)]
@@ -528,10 +538,12 @@ def test_a_locked_key_that_the_agent_holds(link, server, agent, tmp_path):
     assert link("echo hi", identity=tmp_path / "locked", agent=path, only=1).out() == "hi\n"
 
 
+@pytest.mark.row("A22")
 def test_no_agent_there(link, tmp_path):
     assert link("echo hi", agent=tmp_path / "nothing").out() == "hi\n"
 
 
+@pytest.mark.row("A22")
 def test_an_agent_that_does_not_answer_meets_the_deadline(link, server, agent):
     path, add, process = agent
     add(server.dir / "id")
@@ -573,6 +585,7 @@ class SlowSigner(threading.Thread):
                 client.sendall(answer + real.recv(int.from_bytes(answer, "big"), socket.MSG_WAITALL))
 
 
+@pytest.mark.row("A22")
 @pytest.mark.parametrize("manner", ["silent", "refuse", "close"])
 def test_an_agent_that_does_not_sign(link, server, agent, tmp_path, manner):
     path, add, _ = agent
@@ -625,6 +638,7 @@ def test_password(link, account):
     )
 
 
+@pytest.mark.row("A8")
 @needs_root
 def test_password_is_sent_once_only(link, account, server):
     name, _ = account
@@ -650,6 +664,7 @@ def test_prompts(top, link, account):
         server.stop()
 
 
+@pytest.mark.row("A6")
 @needs_root
 def test_no_password_for_a_changed_key(link, server, account, tmp_path):
     name, password = account
@@ -663,6 +678,7 @@ def test_no_password_for_a_changed_key(link, server, account, tmp_path):
 # --- broken in the middle ---
 
 
+@pytest.mark.row("A9")
 def test_killed_session(link):
     report = link("echo $PPID; sleep 30", "sleep 30", on_line="kill")
     assert report.failed[:2] == ("unreachable", "tcp")
@@ -676,6 +692,7 @@ def test_killed_session(link):
     assert report.lines[-1].startswith("failed")
 
 
+@pytest.mark.row("A13")
 def test_a_stopped_server_does_not_stop_the_loop(link):
     report = link("echo $PPID; sha1sum", stdin=4 * MEGA, on_line="stop")
     # 1 s of ticks of 5 ms; a loop that sleeps in send() has none.
