@@ -135,6 +135,7 @@ LINE_TEXTS: list[tuple[tuple[int, int], str, str, str]] = [
 ]
 # Only for modes whose name starts with the first word: (mode prefix, regex, replacement, reason).
 MODE_TEXTS: list[tuple[str, str, str, str]] = [
+    ("conn-", r"""(["'])ansible_connection\1: (["'])churten\.core\.ssh\2, """, "", "the variable that is this mode, where a task shows all variables"),
     (
         "churten-",
         r"\[DEPRECATION WARNING\]: [^\n]*strategy plugins? (?:[^\[]|\[(?!WARN|DEPR|ERR))*",
