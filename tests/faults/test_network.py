@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from chaos import Chaos, Script, Way
 from far import Far
-from sshds import children
+from sshds import children, key_agent
 from talking import (
     ACCEPTED,
     DATA,
@@ -432,3 +432,25 @@ def test_each_new_host_is_recorded_once(own_pool, top):
             assert got.type == OPENED, failure(talk, got)
         names = [line.split()[0] for line in known.read_text().splitlines()]
         assert sorted(names) == sorted(f"[127.0.2.{n}]:{far.server.port}" for n in range(1, count + 1))
+
+
+# --- A22: the ssh-agent ---
+
+
+@pytest.mark.row("A22")
+def test_a_used_ssh_agent_leaves_nothing_open(own_pool, far, tmp_path):
+    talk = own_pool.talk()
+    counts = [len(os.listdir(f"/proc/{own_pool.process.pid}/fd"))]
+    with key_agent(tmp_path / "agent") as (add, process):
+        add(far.key)
+        for number, more in ((1, {}), (2, {"identity_file": "", "identity_agent": tmp_path / "agent"})):
+            assert talk.final(far.open(talk, number, key=f"a{number}", **more)).type == OPENED
+            counts.append(len(os.listdir(f"/proc/{own_pool.process.pid}/fd")))
+        # One kind may open an epoll or event descriptor for good; a session is a socket and its duplicate.
+        assert counts[2] - counts[1] <= counts[1] - counts[0] + 1, counts
+        os.kill(process.pid, signal.SIGSTOP)
+        more = {"identity_file": "", "identity_agent": tmp_path / "agent", "login_timeout_ms": 700}
+        cls, layer, words, _ = talk.failed(far.open(talk, 3, key="a3", **more))
+        assert (cls, layer) == ("unreachable", "auth") and words.endswith("timed out")
+        far.begin(talk, 4, key="a4")
+        os.kill(process.pid, signal.SIGCONT)
