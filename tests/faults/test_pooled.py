@@ -5,6 +5,8 @@ import itertools
 import subprocess
 
 import pytest
+from rogue import Rogue
+from talking import OPENED
 
 from churten.transport import options, warm
 from churten.transport.pool import spec_key
@@ -94,3 +96,29 @@ def test_a_host_that_became_unacceptable_is_judged_anew(play, lab, tmp_path):
     stock = play(text, "ssh", ansible_ssh_common_args=args)
     assert strict.rc == stock.rc == 4, strict.text
     assert "Host key verification failed" in strict.text
+
+
+@pytest.mark.row("F17")
+@pytest.mark.parametrize("hashed", ["0", "1"])
+def test_known_hosts_is_only_ever_added_to(own_pool, tmp_path, hashed):
+    """Twenty new hosts at once, through a link, beside lines we know nothing of: one whole line each, nothing else changes."""
+    real, link = tmp_path / "real", tmp_path / "known_hosts"
+    before = "# mine\n@revoked * ssh-rsa AAAA\nodd line\n[192.0.2.9]:22 ssh-ed25519 AAAA no newline"
+    real.write_text(before)
+    real.chmod(0o640)
+    link.symlink_to(real)
+    talk = own_pool.talk()
+    rogues = [Rogue() for _ in range(20)]
+    try:
+        options = {"user": "x", "timeout_ms": 60000, "host_key_checking": "accept-new", "known_hosts": str(link), "hash_known_hosts": hashed}
+        asked = [talk.open(n, f"k{n}", "libssh", (), host="127.0.0.1", port=one.port, **options) for n, one in enumerate(rogues, 1)]
+        assert {talk.final(number).type for number in asked} == {OPENED}
+    finally:
+        for one in rogues:
+            one.close()
+    text = real.read_text()
+    assert link.is_symlink() and real.stat().st_mode & 0o777 == 0o640
+    assert text.startswith(before + "\n")
+    added = text[len(before) + 1 :].splitlines()
+    assert len(added) == 20 and {line.split(" ", 1)[1] for line in added} == {one.public for one in rogues}
+    assert all(line.startswith("|1|") == (hashed == "1") for line in added)
