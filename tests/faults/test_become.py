@@ -610,7 +610,7 @@ def test_accounts(become, lab, third, kind):
     elif kind == "locked":
         third("usermod", "-L")
     elif kind == "no home":
-        third("usermod", "-d", "/nonexistent/home")
+        third("usermod", "-d", "/proc/none/home")
     elif kind == "unreadable home":
         os.chmod(lab.dir / "home-t", 0)
     elif kind == "unknown":
