@@ -61,6 +61,7 @@ struct ch_agentlink {
     int64_t alive_interval_ms;
     int alive_count, silent, pinged, heard;
     int64_t given, taken; /* bytes: to the chan; of these, by the target */
+    int64_t owed;         /* bytes it had still to take at the last tick */
     uint64_t *in_bytes, *out_bytes;
     int refused; /* reading stopped by CH_ERR_AGAIN */
     int in_frames;
@@ -148,15 +149,17 @@ al_control(struct ch_agentlink *al, uint8_t type, const uint8_t *body,
 /* --- silence --- */
 
 /* On a thin line the answer to a PING waits behind what was sent before it: as
- * long as the target takes that, it is there. */
+ * long as the target takes that, it is there. The PING itself does not count: a
+ * server takes it for an agent that stands still. */
 static int
 al_takes(struct ch_agentlink *al)
 {
-    int64_t taken =
-        al->given - (al->chan != NULL ? ch_chan_backlog(al->chan) : 0);
-    int more = taken > al->taken;
+    int64_t backlog = al->chan != NULL ? ch_chan_backlog(al->chan) : 0;
+    int64_t taken = al->given - backlog;
+    int more = taken > al->taken && al->owed > 0;
 
     al->taken = taken;
+    al->owed = backlog;
     return more;
 }
 

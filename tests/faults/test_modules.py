@@ -132,7 +132,8 @@ def test_much_output(play, pool_dir, tmp_path):
     assert memory(pool, "VmHWM") - before < 8 << 10, "KB"
     stock = play(text, "ssh", timeout=300)
     assert_same(stock, ours)
-    assert ours.one("seen")["result"]["msg"].startswith(f"{size - size % 16 // 15} ") or ours.rc == 0
+    words = ours.one("seen")["result"]["msg"].split()
+    assert (int(words[0]), int(words[2])) == (size - 1, size // 4)  # less the last line's end
     assert not reasons(ours)
 
 
@@ -394,7 +395,7 @@ def test_group_and_parent(do, lab):
         assert time.monotonic() - begun < seconds
         assert [line["status"] for line in killed.results] == ["ok", "unreachable", "ok"], killed.text[-3000:]
         assert killed.one("first")["result"]["pid"] != killed.one("after")["result"]["pid"]
-    for pid in [pid for pid in agents(lab.account) if stopped(pid)]:
+    for pid in [pid for pid in agents(lab.account) if stopped(pid)]:  # out of reach until somebody wakes it
         os.kill(pid, signal.SIGCONT)
         assert soon(lambda pid=pid: gone(pid)), "it ends as soon as it may run"
 
