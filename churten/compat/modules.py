@@ -20,7 +20,7 @@ import ansible.plugins.action
 from ansible.executor import module_common
 
 from churten import waiting
-from churten.transport.payload import Module, ModuleCall
+from churten.transport.payload import Module, ModuleCall, program
 
 _action: contextvars.ContextVar[t.Any] = contextvars.ContextVar("churten_action", default=None)
 # Core 2.18 and earlier give the first arguments of modify_module by position.
@@ -66,8 +66,8 @@ class ModuleBuilder(abc.ABC):
         source = _identity(key[1])
         built = self.stock(**kwargs)
         known = None
-        program, rest = self.parts(built)
-        if program is not None and (call := ModuleCall.from_wrapper(program)) is not None:
+        text, rest = self.parts(built)
+        if text is not None and (call := ModuleCall.from_wrapper(text)) is not None:
             with open(key[1], "rb") as file:
                 interpreter, arguments = module_common._extract_interpreter(file.read())
             known = Known(source, interpreter or "/usr/bin/python", arguments, call.module, rest)
@@ -104,6 +104,7 @@ def light_modules(builder: type[ModuleBuilder]) -> t.Iterator[None]:
     """While active, core's action plugins build modules through `builder`."""
     actions = ansible.plugins.action
     stock_modify, stock_configure = actions.modify_module, actions.ActionBase._configure_module
+    stock_transfer = actions.ActionBase._transfer_data
 
     def configure(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
         token = _action.set(self)
@@ -112,10 +113,16 @@ def light_modules(builder: type[ModuleBuilder]) -> t.Iterator[None]:
         finally:
             _action.reset(token)
 
+    def transfer(self: t.Any, remote_path: t.Any, data: t.Any) -> t.Any:
+        # An action plugin may start a module as an asynchronous job though its task is none (gather_facts with several modules): it becomes a file.
+        return stock_transfer(self, remote_path, program(data) if isinstance(data, bytes) else data)
+
     actions.modify_module = builder(stock_modify)  # type: ignore[attr-defined]
+    actions.ActionBase._transfer_data = transfer  # type: ignore[method-assign]
     actions.ActionBase._configure_module = configure  # type: ignore[method-assign]
     try:
         yield
     finally:
         actions.ActionBase._configure_module = stock_configure  # type: ignore[method-assign]
+        actions.ActionBase._transfer_data = stock_transfer  # type: ignore[method-assign]
         actions.modify_module = stock_modify  # type: ignore[attr-defined]
