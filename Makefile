@@ -27,9 +27,9 @@ native: dev  ## C types, agent, lab and installation from Python
 	$(PYTEST) tests/native $(FAST)
 plugins: dev  ## the plugins inside Ansible, over lab hosts (SLOW=1: the slow tests too)
 	$(PYTEST) tests/plugins $(FAST)
-faults: dev  ## the table of faults, row by row (ROWS=A9,E5 REPEAT=20)
+faults: dev  ## the table of faults, row by row (SLOW=1 for all tests, ROWS=A9,E5 REPEAT=20)
 	for n in $$(seq $(if $(findstring command,$(origin REPEAT)),$(REPEAT),1)); do \
-	    $(PYTEST) tests/faults tests/plugins tests/native -m row $(if $(ROWS),--row $(ROWS)) || exit 1; done
+	    $(PYTEST) tests/faults tests/plugins tests/native -m "row$(if $(SLOW),, and not slow)" $(if $(ROWS),--row $(ROWS)) || exit 1; done
 chaos: dev  ## COUNT=300 SEED=1: plays under random faults
 	$(BIN)/python tests/faults/chaos_plays.py --count $(COUNT) $(if $(SEED),--seed $(SEED))
 soak: dev  ## TASKS=100000 through one pool: memory, descriptors and processes must stay flat

@@ -72,5 +72,5 @@ class Table:
 
 
 def pytest_configure(config):
-    if config.getoption("markexpr", "") == "row" or config.getoption("--row"):
+    if "row" in config.getoption("markexpr", "").split() or config.getoption("--row"):
         config.pluginmanager.register(Table())
