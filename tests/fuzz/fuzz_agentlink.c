@@ -172,12 +172,15 @@ int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static const char ready[] = "\nCHURTEN-" NONCE "-READY\n";
+    uint64_t in_bytes = 0, out_bytes = 0;
     struct ch_agentlink_spec spec = {.name = "fuzz",
                                      .command = "x",
                                      .nonce = NONCE,
                                      .timeout_ms = 1000000,
                                      .alive_interval_ms = 1000000,
-                                     .alive_count = 3};
+                                     .alive_count = 3,
+                                     .in_bytes = &in_bytes,
+                                     .out_bytes = &out_bytes};
     struct ch_loop *loop = ch_loop_new();
     int r = CH_OK;
 
