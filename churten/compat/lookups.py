@@ -28,6 +28,7 @@ _CORE = os.path.dirname(ansible.plugins.lookup.__file__)
 def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]:
     """While active, lookups do not block fibers."""
     stock = lookup_loader.get
+    changed: list[dict[str, t.Any]] = []  # globals of lookups whose `subprocess` is ours meanwhile
 
     def get(name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         plugin = stock(name, *args, **kwargs)
@@ -43,6 +44,7 @@ def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]
             names = plugin.run.__func__.__globals__
             if names.get("subprocess") is subprocess:
                 names["subprocess"] = _Subprocess()
+                changed.append(names)
             plugin.run = functools.partial(_aside, plugin.run)
         return plugin
 
@@ -51,6 +53,8 @@ def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]
         yield
     finally:
         del lookup_loader.get  # the class's own shows again
+        for names in changed:
+            names["subprocess"] = subprocess
 
 
 class _Subprocess:
