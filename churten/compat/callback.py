@@ -32,6 +32,31 @@ def playbook_name(playbook: t.Any) -> str:
     return str(playbook._file_name)
 
 
+def content(result: t.Any) -> t.Mapping[str, t.Any]:
+    """What the result holds for callbacks: censored where `no_log` says so."""
+    found = result.result if hasattr(type(result), "result") else result._result
+    return found if isinstance(found, dict) else {}
+
+
+def is_loop(of: t.Any) -> bool:
+    """Whether the task has a loop."""
+    return of.loop is not None or bool(of.loop_with)
+
+
+def delegated_to(result: t.Any) -> str | None:
+    """The host the task was delegated to, if it is known for the whole result."""
+    to = task(result).delegate_to
+    return to if isinstance(to, str) and to != host_name(result) else None
+
+
+def item_label(result: t.Any) -> str | None:
+    """What the screen shows of a loop's item; None if `no_log` hides it."""
+    found = content(result)
+    if task(result).no_log or found.get("_ansible_no_log") or "censored" in found or "_ansible_item_label" not in found:
+        return None
+    return str(found["_ansible_item_label"])
+
+
 def strategy_is(callbacks: t.Iterable[t.Any], name: str) -> None:
     """The play's strategy counts as the built-in `name`, also for callbacks that compared its name before any strategy was loaded.
 

@@ -22,7 +22,8 @@ from ansible.utils.display import Display
 
 from churten import _core, waiting
 from churten.compat import adapter
-from churten.compat.callback import strategy_is
+from churten.compat.callback import host_name, strategy_is, uuid
+from churten.compat.callback import task as task_of
 from churten.compat.contexts import separate
 from churten.compat.lookups import careful_lookups
 from churten.compat.plugin_state import watched_plugins
@@ -73,6 +74,7 @@ class Results(collections.deque[t.Any]):
         self._kick = kick
 
     def append(self, item: t.Any) -> None:
+        stamps.arrived(host_name(item), uuid(task_of(item)))
         super().append(item)
         self._kick()
 
@@ -150,6 +152,7 @@ class FiberStrategy:
         self._changing: collections.deque[Job] = collections.deque()  # from their fiber to a fork, which is started outside any fiber
         self._remaining: tuple[t.Any, ...] | None = None
         self._log = WorkerLog()
+        stamps.slots(slots)
         self._log.started(self._parallel_limit if self._parallel_limit is not None else slots)
         waiting.set_hub(self._hub)
         try:
@@ -170,6 +173,7 @@ class FiberStrategy:
                 hub.close()
             finally:
                 waiting.set_hub(None)
+                stamps.slots(None)
 
     # --- options ---
 
@@ -282,7 +286,6 @@ class FiberStrategy:
                 # Stock's worker would die here and end the run; one failed task is enough.
                 display.vvv(traceback.format_exc(), host=host.name)
                 result = self._adapter.lost_result(self, host, task, f"Unexpected failure of the task's fiber: {ex!r}")
-            stamps.mark(host.name, task._uuid, "received")
             assert job.fiber is not None
             self._engines.strike(task, job.fiber.cpu_s)
             if job.fiber.fork_reason:

@@ -12,7 +12,7 @@ import os
 import stat
 import typing as t
 
-from .model import Result
+from .model import Item, Result
 
 VERSION = 1
 
@@ -88,19 +88,36 @@ class LineFile:
 
 
 class TimingLog:
-    """The timing log of one run (docs/timing-log.md): a `run` line, one `result` line per host and task, an `end` line."""
+    """The timing log of one run (docs/timing-log.md)."""
 
     def __init__(self, path: str, warn: t.Callable[[str], object], run: str) -> None:
         self._file = LineFile(path, warn)
         self._run = run
+        self._encode = json.JSONEncoder(separators=(",", ":")).encode
 
     def run(self, facts: dict[str, object]) -> None:
         """The run begins; `facts` names the playbook and the versions."""
         self._write("run", facts)
 
+    def play(self, facts: dict[str, object]) -> None:
+        """A play or a batch of one begins."""
+        self._write("play", facts)
+
+    def item(self, item: Item) -> None:
+        """An item or an attempt ended."""
+        body = {name: _rounded(getattr(item, name)) for name in _ITEM_FIELDS}
+        for name in _ITEM_MORE:
+            if (value := getattr(item, name)) is not None:
+                body[name] = value
+        self._write("item", body)
+
     def result(self, result: Result) -> None:
         """One task ended on one host."""
-        self._write("result", {name: _rounded(getattr(result, name)) for name in _RESULT_FIELDS})
+        body = {name: _rounded(getattr(result, name)) for name in _RESULT_FIELDS}
+        for name in _RESULT_MORE:
+            if (value := getattr(result, name)) is not None or name in ("ran", "delegated"):
+                body[name] = _rounded(value)
+        self._write("result", body)
 
     def end(self, seconds: float, results: int) -> None:
         """The run ended after `seconds`."""
@@ -108,7 +125,7 @@ class TimingLog:
         self._file.close()
 
     def _write(self, event: str, body: dict[str, object]) -> None:
-        self._file.write(json.dumps({"v": VERSION, "ev": event, "run": self._run} | body, separators=(",", ":")))
+        self._file.write(self._encode({"v": VERSION, "ev": event, "run": self._run} | body))
 
 
 def _rounded(value: object) -> object:
@@ -128,13 +145,30 @@ def read(line: str) -> tuple[str, str, dict[str, object]]:
 
 def read_result(body: dict[str, object]) -> Result:
     """The result of a `result` line's body. ValueError if a field is missing or of another type."""
-    for name, types in _RESULT_FIELDS.items():
-        value = body.get(name)
-        if not isinstance(value, types) or isinstance(value, bool):
+    found = _checked(body, _RESULT_FIELDS)
+    found |= {name: body[name] for name, types in _RESULT_MORE.items() if name in body and _is(body[name], types)}
+    if "t" in found:
+        found["t"] = {k: v for k, v in t.cast("dict[str, object]", found["t"]).items() if _is(v, _SECONDS)}
+    return Result(**found)  # type: ignore[arg-type]
+
+
+def read_item(body: dict[str, object]) -> Item:
+    """The item of an `item` line's body. ValueError if a field is missing or of another type."""
+    more = {name: body[name] for name in _ITEM_MORE if isinstance(body.get(name), str)}
+    return Item(**_checked(body, _ITEM_FIELDS), **more)  # type: ignore[arg-type]
+
+
+def _checked(body: dict[str, object], fields: dict[str, tuple[type, ...]]) -> dict[str, object]:
+    for name, types in fields.items():
+        if not _is(body.get(name), types):
             raise ValueError(f"field {name!r}")
-        if isinstance(value, float) and not -1e12 < value < 1e12:
-            raise ValueError(f"field {name!r}")
-    return Result(**{name: body.get(name) for name in _RESULT_FIELDS})  # type: ignore[arg-type]
+    return {name: body.get(name) for name in fields}
+
+
+def _is(value: object, types: tuple[type, ...]) -> bool:
+    if not isinstance(value, types) or isinstance(value, bool):
+        return False
+    return not isinstance(value, float) or -1e12 < value < 1e12
 
 
 _TEXT: tuple[type, ...] = (str,)
@@ -161,3 +195,23 @@ _RESULT_FIELDS: dict[str, tuple[type, ...]] = {
     "engine": (str, _NONE),
     "worker": (int, _NONE),
 }
+_RESULT_MORE: dict[str, tuple[type, ...]] = {  # since 0.2
+    "source": _TEXT,
+    "attempts": (int,),
+    "delegated": (str, _NONE),
+    "ran": (*_SECONDS, _NONE),
+    "t": (dict,),
+}
+_ITEM_FIELDS: dict[str, tuple[type, ...]] = {
+    "play_uuid": _TEXT,
+    "uuid": _TEXT,
+    "host": _TEXT,
+    "item": (int, _NONE),
+    "attempt": (int,),
+    "status": _TEXT,
+    "at": _SECONDS,
+    "seconds": _SECONDS,
+    "connect": (*_SECONDS, _NONE),
+    "remote": (*_SECONDS, _NONE),
+}
+_ITEM_MORE = ("label", "delegated")

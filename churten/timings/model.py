@@ -34,6 +34,29 @@ class Result:
     controller: float | None = None  # the rest of `seconds`
     engine: str | None = None
     worker: int | None = None
+    source: str | None = None  # who measured: executor, connection or callbacks; None in logs of older releases
+    attempts: int = 1  # over all items
+    delegated: str | None = None  # to this host
+    ran: float | None = None  # of `remote`: as measured on the targets
+    t: dict[str, float] | None = None  # stamps by name, seconds from the start of the run
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Item:
+    """One item of a loop, or one attempt (`until`), of a task on a host. Times as in Result."""
+
+    play_uuid: str
+    uuid: str
+    host: str
+    item: int | None
+    label: str | None = None
+    attempt: int
+    status: str
+    at: float
+    seconds: float
+    connect: float | None
+    remote: float | None
+    delegated: str | None = None
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,7 +1,7 @@
 """What the timings callback does at each event: open a result, close it, count it, log it; at the end the recap.
 
 Stock hooks give start and end of each host's task. Where churten's own executor runs, `churten.timings.stamps` adds when the host was ready, when a slot
-was free, and what the connection did.
+was free, and what the connection did; under another strategy its forked workers tell what a connection of churten did.
 """
 
 from __future__ import annotations
@@ -16,24 +16,52 @@ import churten
 from ..compat import callback as compat
 from . import stamps
 from .log import TimingLog
-from .model import Model, Result
+from .model import Item, Model, Result
+
+_IN_STEP = ("linear", "debug")  # strategies where all hosts begin a task before any begins the next
+_LABEL_MAX = 200
+_MOMENTS = [name for name in stamps.NAMES if name != "processed"]
+
+
+class Part:
+    """Where a host's task has got to: what ended last, of its items and attempts."""
+
+    __slots__ = ("end", "spans", "items", "attempt", "attempts", "delegated")
+
+    def __init__(self, begin: float) -> None:
+        self.end = begin
+        self.spans = 0  # requests that belong to ended parts
+        self.items = 0
+        self.attempt = 1  # of the present item
+        self.attempts = 0  # of all ended items
+        self.delegated: set[str | None] = set()  # hosts of the ended items
 
 
 class Recorder:
     """The timings of this process's run. Its methods are called by one thread at a time (core holds a lock around callbacks)."""
 
-    def __init__(self, log_path: str | None, warn: t.Callable[[str], object]) -> None:
+    def __init__(self, log_path: str | None, warn: t.Callable[[str], object], labels: bool = False) -> None:
+        """`labels`: the log names the items of loops."""
         self.model = Model()
         self._zero = time.monotonic()
-        self._open: dict[tuple[str, str], tuple[float, float]] = {}  # monotonic, wall
-        self._items: dict[tuple[str, str], int] = {}
+        self._open: dict[tuple[str, str], float] = {}  # wall clock
+        self._parts: dict[tuple[str, str], Part] = {}
+        self._places: dict[str, tuple[str, str | None, str | None]] = {}  # of a task: action, role, path
         self._play = ("", "")
+        self._strategy = ""
+        self._play_begun = 0.0
+        self._play_told = True
+        self._task_begun = 0.0
+        self._last_done: dict[str, float] = {}
+        self._forks = 1
         self._results = 0
+        self._labels = labels
         self._log = TimingLog(log_path, warn, secrets.token_hex(8)) if log_path else None
         stamps.enable()
 
     def playbook(self, playbook: t.Any, core_version: str, forks: int) -> None:
         """A playbook begins; the run is the first one of the command."""
+        self._forks = max(1, forks)
         if self._log is not None:
             name = PurePath(compat.playbook_name(playbook)).name
             self._log.run(
@@ -49,15 +77,104 @@ class Recorder:
     def play(self, play: t.Any) -> None:
         """A play, or the next batch of one, begins."""
         self._play = (str(play.get_name()), compat.uuid(play))
+        self._strategy = str(play.strategy)
+        self._play_begun = self._task_begun = time.monotonic()
+        self._play_told = False
+        self._last_done.clear()
+
+    def task(self) -> None:
+        """The strategy turns to a task: all hosts if they go in step, else one host."""
+        self._task_begun = time.monotonic()
 
     def start(self, host: t.Any, task: t.Any) -> None:
         """The strategy hands a host's task to a worker."""
-        self._open[host.name, compat.uuid(task)] = (time.monotonic(), time.time())
+        name, uuid = host.name, compat.uuid(task)
+        now = time.monotonic()
+        record = stamps.announce(name, uuid)
+        if record is not None and record.engine is None:
+            in_step = self._strategy.rpartition(".")[2] in _IN_STEP
+            record.eligible = self._task_begun if in_step else self._last_done.get(name, self._play_begun)
+            record.slot = now
+        self._open[name, uuid] = time.time() - now
+        if not self._play_told:
+            self._tell_play()
 
-    def item(self, result: t.Any) -> None:
+    def _tell_play(self) -> None:
+        self._play_told = True
+        if self._log is not None:
+            self._log.play(
+                {
+                    "play": self._play[0],
+                    "play_uuid": self._play[1],
+                    "started": _utc(time.time() - (time.monotonic() - self._play_begun)),
+                    "at": self._play_begun - self._zero,
+                    "strategy": self._strategy,
+                    "slots": stamps.slot_limit() or self._forks,
+                }
+            )
+
+    def item(self, result: t.Any, status: str) -> None:
         """One item of a loop ended."""
-        key = compat.host_name(result), compat.uuid(compat.task(result))
-        self._items[key] = self._items.get(key, 0) + 1
+        part = self._ended(result, status, True)
+        part.delegated.add(compat.delegated_to(result))
+        part.items += 1
+        part.attempts += part.attempt
+        part.attempt = 1
+
+    def retry(self, result: t.Any) -> None:
+        """An attempt ended, another one follows."""
+        self._ended(result, "retried", compat.is_loop(compat.task(result))).attempt += 1
+
+    def _ended(self, result: t.Any, status: str, looped: bool) -> Part:
+        """Log the part that ended; answers where the task has got to, for the caller to step on."""
+        now = time.monotonic()
+        host, uuid = compat.host_name(result), compat.uuid(compat.task(result))
+        part = self._parts.get((host, uuid))
+        stamp = stamps.look(host, uuid)
+        if part is None:
+            part = self._parts[host, uuid] = Part(_begin(stamp, now))
+        if self._log is not None:
+            to = compat.delegated_to(result)
+            label = compat.item_label(result) if looped and self._labels and status != "retried" else None
+            self._log_part(part, stamp, host, uuid, status, now, part.items if looped else None, label, to)
+        part.end = now
+        return part
+
+    def _log_part(
+        self,
+        part: Part,
+        stamp: stamps.Stamps | None,
+        host: str,
+        uuid: str,
+        status: str,
+        now: float,
+        number: int | None,
+        label: str | None,
+        delegated: str | None,
+    ) -> None:
+        assert self._log is not None
+        connect = remote = None
+        if stamp is not None and _phased(stamp):
+            mine = stamp.spans[part.spans :]
+            part.spans += len(mine)
+            connect = sum(sent - began for began, sent, _ in mine)
+            remote = sum(ended - sent for _, sent, ended in mine)
+        self._log.item(
+            Item(
+                play_uuid=self._play[1],
+                uuid=uuid,
+                host=host,
+                item=number,
+                label=label[:_LABEL_MAX] if label is not None else None,
+                attempt=part.attempt,
+                status=status,
+                at=part.end - self._zero,
+                seconds=now - part.end,
+                connect=connect,
+                remote=remote,
+                delegated=delegated,
+            )
+        )
 
     def done(self, result: t.Any, status: str) -> None:
         """The result of a host's task was handled."""
@@ -65,26 +182,37 @@ class Recorder:
         host, task = compat.host_name(result), compat.task(result)
         uuid = compat.uuid(task)
         stamp = stamps.take(host, uuid)
-        items = self._items.pop((host, uuid), None)
-        opened, wall = self._open.pop((host, uuid), (now, time.time()))
-        begin = stamp.slot if stamp is not None and stamp.slot is not None else opened
+        part = self._parts.pop((host, uuid), None)
+        offset = self._open.pop((host, uuid), None)
+        begin = _begin(stamp, now)
+        place = self._places.get(uuid)
+        if place is None:
+            place = self._places[uuid] = (str(task.action), compat.role_name(task), str(task.get_path() or "") or None)
         timed = Result(
             play=self._play[0],
             play_uuid=self._play[1],
             task=str(task.get_name()),
             uuid=uuid,
-            action=str(task.action),
-            role=compat.role_name(task),
-            path=str(task.get_path() or "") or None,
+            action=place[0],
+            role=place[1],
+            path=place[2],
             host=host,
             status=status,
-            items=items,
-            started=_utc(wall - (opened - begin)),
+            items=(part.items or None) if part is not None else None,
+            started=_utc(begin + (offset if offset is not None else time.time() - now)),
             at=begin - self._zero,
             seconds=now - begin,
+            source="callbacks",
+            # A loop's result has the template as it was written: each item has its own host.
+            delegated=compat.delegated_to(result) if part is None or not part.items else _the_one(part.delegated),
         )
         if stamp is not None:
-            _split(timed, stamp)
+            self._split(timed, stamp, now)
+        if part is not None:
+            timed.attempts = part.attempts if part.items else part.attempt
+            if self._log is not None and not part.items and part.attempt > 1:
+                self._log_part(part, stamp, host, uuid, status, now, None, None, timed.delegated)
+        self._last_done[host] = now
         self.model.add(timed)
         self._results += 1
         if self._log is not None:
@@ -96,18 +224,42 @@ class Recorder:
         if self._log is not None:
             self._log.end(self.model.total_s, self._results)
 
+    def _split(self, result: Result, stamp: stamps.Stamps, now: float) -> None:
+        """Fill in what the stamps know."""
+        result.engine, result.worker = stamp.engine, stamp.worker
+        result.source = "executor" if stamp.engine else "connection" if stamp.seen else "callbacks"
+        zero = self._zero
+        moments = result.t = {}
+        for name in _MOMENTS:
+            if (when := getattr(stamp, name)) is not None:
+                moments[name] = round(when - zero, 6)
+        moments["processed"] = round(now - zero, 6)
+        if stamp.eligible is not None and stamp.slot is not None:
+            result.queue = max(0.0, stamp.slot - stamp.eligible)
+        if _phased(stamp):
+            result.connect, result.remote, result.ran = stamp.connect_s, stamp.remote_s, stamp.ran_s
+            result.controller = max(0.0, result.seconds - stamp.connect_s - stamp.remote_s)
 
-def _split(result: Result, stamp: stamps.Stamps) -> None:
-    """Fill in what the stamps know. A fork's stamps end at its slot: it says nothing about connect and remote."""
-    result.engine, result.worker = stamp.engine, stamp.worker
-    if stamp.eligible is not None and stamp.slot is not None:
-        result.queue = max(0.0, stamp.slot - stamp.eligible)
-    if stamp.engine == "fork":
-        return
-    result.connect, result.remote = stamp.connect_s, stamp.remote_s
-    result.controller = max(0.0, result.seconds - stamp.connect_s - stamp.remote_s)
+
+def _begin(stamp: stamps.Stamps | None, now: float) -> float:
+    return stamp.slot if stamp is not None and stamp.slot is not None else now
+
+
+def _the_one(found: set[str | None]) -> str | None:
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _phased(stamp: stamps.Stamps) -> bool:
+    """Whether connecting and remote work are known: a worker without a connection of ours says nothing about them."""
+    return not stamp.lost and (stamp.seen or stamp.engine == "fiber")
+
+
+_second = (0, "")
 
 
 def _utc(when: float) -> str:
-    millis = round(when * 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(millis // 1000)) + f".{millis % 1000:03}Z"
+    global _second
+    seconds, millis = divmod(round(when * 1000), 1000)
+    if _second[0] != seconds:
+        _second = (seconds, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)))
+    return f"{_second[1]}.{millis:03}Z"

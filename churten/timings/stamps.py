@@ -1,18 +1,29 @@
 """When each step of a host's task happened: filled where it happens, read once by the timings callback.
 
-The executor, the connection and the hub call `begin`, `mark` and `here`; the callback calls `take` when the result was handled. All times are
-`time.monotonic()` seconds of the controller (the pool's CLOCK_MONOTONIC microseconds divided by 1e6 are the same clock).
+The executor, the connection and the hub call `begin`, `mark` and `here`; the callback calls `announce` when a strategy hands a task to a worker and
+`take` when its result was handled. All times are `time.monotonic()` seconds of the controller (the pool's CLOCK_MONOTONIC microseconds divided by 1e6
+are the same clock).
 
 Nothing is recorded until somebody asks for it with `enable()`, so a run without the callback pays one `if`. A task may connect and run remotely more
-than once (loops, retries, transfers): `connect_begin` and `remote_begin` keep the first time, `*_end` the last, and `connect_s` and `remote_s` the sum.
-A forked worker's marks die with its process, like all its state.
+than once (loops, retries, transfers): `connect_begin` and `remote_begin` keep the first time, `*_end` the last, `connect_s` and `remote_s` the sum, and
+`spans` every single one.
+
+A forked worker, of whatever strategy, inherits the record that was announced last before the fork: it is that task's worker, since core announces a
+task and forks for it in one step. The worker tells its parent through a pipe, one message of fixed size per event, before it sends its result; so
+they are there when the callback takes the record. A full pipe never holds a worker up: it goes on without saying more, and says so with the next
+message that fits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
+import fcntl
+import os
+import struct
 import time
+import typing as t
 
 NAMES = (
     "eligible",
@@ -34,7 +45,7 @@ class Stamps:
 
     eligible: float | None = None  # the host could have run this task
     slot: float | None = None  # it got a worker slot
-    start: float | None = None  # its TaskExecutor began (fiber or worker)
+    start: float | None = None  # its TaskExecutor began (fiber), or its worker process
     connect_begin: float | None = None
     connect_end: float | None = None
     sent: float | None = None  # the last request's bytes were written to the transport
@@ -44,35 +55,110 @@ class Stamps:
     processed: float | None = None  # the strategy handled the result
     connect_s: float = 0.0
     remote_s: float = 0.0
+    ran_s: float = 0.0  # of remote_s: what the targets measured
     worker: int | None = None  # slot number, if the engine has one
-    engine: str | None = None  # "fiber" or "fork"
+    engine: str | None = None  # "fiber" or "fork"; None: not our executor
+    seen: bool = False  # a connection of ours did something for it
+    lost: bool = False  # a worker could not tell all
     connect_open: float | None = None  # begin of the phase that is not ended yet
-    remote_open: float | None = None
+    ticket: int = 0
+    spans: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)  # begin, sent, end of each request
+
+    def request(self, begin: float, sent: float, end: float, ran: float) -> None:
+        """One request: connecting until `sent`, then remote work until `end`."""
+        self.seen = True
+        if self.connect_begin is None:
+            self.connect_begin = begin
+        self.connect_end = sent
+        self.connect_s += max(0.0, sent - begin)
+        if end > sent:
+            if self.remote_begin is None:
+                self.remote_begin = sent
+            self.sent = sent
+            self.remote_end = end
+            self.remote_s += end - sent
+            self.ran_s += min(ran, end - sent)
+        self.spans.append((begin, sent, end))
 
 
 _live: dict[tuple[str, str], Stamps] = {}
+_tickets: dict[int, Stamps] = {}
 _on = False
+_slots: int | None = None
 _current: contextvars.ContextVar[Stamps | None] = contextvars.ContextVar("churten_stamps", default=None)
+
+# Between a worker and its parent. A message: ticket, kind, lost, begin, sent, end, ran.
+_MESSAGE = struct.Struct("<QBBdddd")
+_START, _REQUEST = range(2)
+_PIPE_BYTES = 1 << 20
+_pipe: tuple[int, int] | None = None
+_announced = 0  # ticket of the task that a fork of this process would be for
+_forked = False  # in the parent: there may be messages
+_ticket = 0  # in a worker: its own
+_lost = False
 
 
 def enable() -> None:
     """Start recording; called by whoever will `take` what was recorded."""
-    global _on
+    global _on, _pipe
     _on = True
+    if _pipe is None:
+        with contextlib.suppress(OSError):
+            _pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.fcntl(_pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def disable() -> None:
     """Stop recording and forget everything."""
-    global _on
-    _on = False
+    global _on, _pipe, _announced, _forked, _slots
+    _on = _forked = False
+    _announced = 0
+    _slots = None
     _live.clear()
+    _tickets.clear()
+    if _pipe is not None:
+        for fd in _pipe:
+            os.close(fd)
+        _pipe = None
+
+
+def slots(number: int | None) -> None:
+    """How many tasks may run at once, told by an executor that has its own number; None: it has ended."""
+    global _slots
+    _slots = number
+
+
+def slot_limit() -> int | None:
+    """What `slots` said last."""
+    return _slots
 
 
 def begin(host: str, uuid: str) -> Stamps | None:
     """A new record for this host and task (an older one is dropped). None when nobody records."""
     if not _on:
         return None
+    take(host, uuid)
     record = _live[host, uuid] = Stamps()
+    return record
+
+
+_last_ticket = 0
+
+
+def announce(host: str, uuid: str) -> Stamps | None:
+    """The task starts on the host, maybe in a worker forked next. Answers its record; of a strategy that made none, a new one."""
+    global _announced, _last_ticket
+    if not _on:
+        return None
+    record = _live.get((host, uuid))
+    if record is None or (record.ticket and record.engine is None):
+        record = begin(host, uuid)
+        assert record is not None
+    if not record.ticket:
+        _last_ticket += 1
+        record.ticket = _last_ticket
+        _tickets[record.ticket] = record
+    _announced = record.ticket
     return record
 
 
@@ -85,29 +171,46 @@ def enter(host: str, uuid: str) -> None:
 def mark(host: str, uuid: str, name: str, when: float | None = None) -> None:
     """Stamp one step (a name of NAMES) at `when`, by default now. Without a record: nothing."""
     if _on and (record := _live.get((host, uuid))) is not None:
-        _set(record, name, time.monotonic() if when is None else when)
+        setattr(record, name, time.monotonic() if when is None else when)
 
 
-def here(name: str, when: float | None = None) -> None:
-    """`mark` for code that does not know its task, such as a connection: the record of `enter`."""
+def arrived(host: str, uuid: str) -> None:
+    """The result is with the strategy; marks `received` unless its fiber has."""
+    if _on and (record := _live.get((host, uuid))) is not None and record.received is None:
+        record.received = time.monotonic()
+
+
+def connecting() -> None:
+    """The current record waits for a session or an agent, until `connected`."""
     if _on and (record := _current.get()) is not None:
-        _set(record, name, time.monotonic() if when is None else when)
+        record.connect_open = time.monotonic()
 
 
-def request(received: float, sent: float, ended: float) -> None:
-    """A request of the current record as the pool saw it: taken from us, written to the transport, its last frame read.
+def connected() -> None:
+    """The wait of `connecting` is over."""
+    if _on and (record := _current.get()) is not None and record.connect_open is not None:
+        began, record.connect_open = record.connect_open, None
+        now = time.monotonic()
+        _note(record, began, now, now, 0.0)
+
+
+def request(received: float, sent: float, ended: float, ran: float = 0.0) -> None:
+    """A request of the current record as the pool saw it: taken from us, written to the transport, its last frame read; `ran`: seconds on the target.
 
     Until it was written it waited for its session or agent: that counts as connecting.
     """
     if _on and (record := _current.get()) is not None:
-        for name, when in (
-            ("connect_begin", received),
-            ("connect_end", sent),
-            ("sent", sent),
-            ("remote_begin", sent),
-            ("remote_end", ended),
-        ):
-            _set(record, name, when)
+        _note(record, received, sent, ended, ran)
+
+
+@contextlib.contextmanager
+def foreign() -> t.Iterator[None]:
+    """Around work of a built-in connection plugin: remote work as a whole, its connecting cannot be told apart."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        request(began, began, time.monotonic())
 
 
 def engine(host: str, uuid: str, name: str, worker: int | None = None) -> None:
@@ -117,29 +220,82 @@ def engine(host: str, uuid: str, name: str, worker: int | None = None) -> None:
         record.worker = worker
 
 
+def look(host: str, uuid: str) -> Stamps | None:
+    """The record as far as it is known, or None."""
+    if _forked:
+        _drain()
+    return _live.get((host, uuid))
+
+
 def take(host: str, uuid: str) -> Stamps | None:
     """Remove and return the record, or None."""
-    return _live.pop((host, uuid), None) if _live else None
+    if not _live:
+        return None
+    if _forked:
+        _drain()
+    record = _live.pop((host, uuid), None)
+    if record is not None and record.ticket:
+        _tickets.pop(record.ticket, None)
+    return record
 
 
-def _set(record: Stamps, name: str, when: float) -> None:
-    if name == "connect_begin":
-        record.connect_open = when
-        if record.connect_begin is None:
-            record.connect_begin = when
-    elif name == "remote_begin":
-        record.remote_open = when
-        if record.remote_begin is None:
-            record.remote_begin = when
-    elif name == "connect_end":
-        record.connect_end = when
-        if record.connect_open is not None:
-            record.connect_s += max(0.0, when - record.connect_open)
-            record.connect_open = None
-    elif name == "remote_end":
-        record.remote_end = when
-        if record.remote_open is not None:
-            record.remote_s += max(0.0, when - record.remote_open)
-            record.remote_open = None
+# --- forked workers ---
+
+
+def _note(record: Stamps, began: float, sent: float, ended: float, ran: float) -> None:
+    if _ticket:
+        _tell(_REQUEST, began, sent, ended, ran)
     else:
-        setattr(record, name, when)
+        record.request(began, sent, ended, ran)
+
+
+def _tell(kind: int, *times: float) -> None:
+    global _lost
+    assert _pipe is not None
+    try:
+        os.write(_pipe[1], _MESSAGE.pack(_ticket, kind, _lost, *times))
+    except OSError:
+        _lost = True
+
+
+def _drain() -> None:
+    """Read what workers said."""
+    if _pipe is None:
+        return
+    while True:
+        try:
+            data = os.read(_pipe[0], 1024 * _MESSAGE.size)
+        except OSError:  # BlockingIOError: no more
+            return
+        for ticket, kind, lost, began, sent, ended, ran in _MESSAGE.iter_unpack(data):
+            record = _tickets.get(ticket)
+            if record is None:
+                continue
+            record.lost |= bool(lost)
+            if kind == _START:
+                record.start = began
+            else:
+                record.request(began, sent, ended, ran)
+
+
+def _after_fork_in_parent() -> None:
+    global _forked
+    _forked = _on
+
+
+def _after_fork_in_child() -> None:
+    """This is the worker of the task announced last, unless a worker forked it: then it is nobody's."""
+    global _on, _ticket
+    if not _on:
+        return
+    record = _tickets.get(_announced)
+    if _ticket or record is None or _pipe is None:
+        _on = False
+        _ticket = 0
+        return
+    _ticket = _announced
+    _current.set(record)
+    _tell(_START, time.monotonic(), 0.0, 0.0, 0.0)
+
+
+os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -416,18 +416,19 @@ class Pool:
 
     def _reply(self, pending: Pending, deadline_s: float | None) -> Reply:
         self._wait(pending, None if deadline_s is None else time.monotonic() + deadline_s)
+        items = self._core.unpack(pending.final[1]) if pending.final is not None else []
+        run_us = int(items[2] or b"0") if len(items) > 2 else 0
         if pending.stamp is not None:
-            stamps.request(*(us / 1e6 for us in pending.stamp))
+            received, sent, ended = (us / 1e6 for us in pending.stamp)
+            stamps.request(received, sent or ended, ended, run_us / 1e6)
         if pending.error is not None:
             raise pending.error
         if pending.failure is not None:
             raise pending.failure
         assert pending.final is not None
-        items = self._core.unpack(pending.final[1])
         out = b"".join(pending.out) + (items[3] if len(items) > 3 else b"")
         err = b"".join(pending.err) + (items[4] if len(items) > 4 else b"")
         signal = int(items[1] or b"0") if len(items) > 1 else 0
-        run_us = int(items[2] or b"0") if len(items) > 2 else 0
         truncated = len(items) > 5 and items[5] not in (b"", b"0")
         return Reply(int(items[0]) if items else 0, signal, out, err, pending.stamp, run_us, truncated)
 
@@ -438,7 +439,7 @@ class Pool:
         fiber = waiting.current()
         connecting = pending.type in (OPEN, START)
         if connecting:
-            stamps.here("connect_begin")
+            stamps.connecting()
         try:
             if fiber is None:
                 self._wait_blocking(pending, deadline)
@@ -451,7 +452,7 @@ class Pool:
             raise
         finally:
             if connecting:
-                stamps.here("connect_end")
+                stamps.connected()
 
     def _wait_blocking(self, pending: Pending, deadline: float | None) -> None:
         while not pending.done:

@@ -24,6 +24,7 @@ from ansible.utils.display import Display
 
 from churten import waiting
 from churten.compat import connection as core
+from churten.timings import stamps
 from churten.transport import bootstrap, payload, pool, runtime
 
 display = Display()
@@ -115,7 +116,8 @@ class WarmConnection:
         # Outside of the handler: errors must not have our reason in their chain of causes, Ansible shows it.
         self._free_accounts(cmd)
         plain = payload.program(in_data)
-        return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
+        with stamps.foreign():
+            return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
 
     def _establish(self) -> None:
         """What the built-in plugin does before its first operation."""
@@ -443,7 +445,8 @@ class RemoteFiles:
             return self._attempt(lambda route: self._put(route, local, out_path), None)
         except Stock as ex:
             self._log_stock(ex)
-        return waiting.blocking(lambda: stock(in_path, out_path))
+        with stamps.foreign():
+            return waiting.blocking(lambda: stock(in_path, out_path))
 
     def _put(self: t.Any, route: Route, local: bytes, out_path: str) -> Result:
         try:
@@ -475,7 +478,8 @@ class RemoteFiles:
             return self._attempt(lambda route: self._fetch(route, in_path, out_path), None)
         except Stock as ex:
             self._log_stock(ex)
-        return waiting.blocking(lambda: stock(in_path, out_path))
+        with stamps.foreign():
+            return waiting.blocking(lambda: stock(in_path, out_path))
 
     def _fetch(self: t.Any, route: Route, in_path: str, out_path: str) -> Result:
         client, session = self._open(route)

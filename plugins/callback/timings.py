@@ -47,6 +47,14 @@ DOCUMENTATION = """
         type: str
         ini: [{section: churten, key: timings_log}]
         env: [{name: CHURTEN_TIMINGS_LOG}]
+      log_items:
+        description:
+          - How the log names the items of loops. V(number) counts them from 0; V(label) also writes what the screen shows of them.
+          - Labels are taken from the play's data. Items of tasks with C(no_log) never have one.
+        choices: [number, label]
+        default: number
+        ini: [{section: churten, key: timings_log_items}]
+        env: [{name: CHURTEN_TIMINGS_LOG_ITEMS}]
       worker_log:
         description: File to append the worker log to (which worker runs what, how many are active), with the same care. Unset is no file.
         type: str
@@ -71,23 +79,13 @@ class CallbackModule(CallbackBase):
     def set_options(self, task_keys=None, var_options=None, direct=None):
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
         try:
-            from churten.timings import recap, record, workers
+            from churten.timings import options
         except ImportError as ex:
             raise AnsibleError(
                 f"churten.core.timings needs the Python package churten in this interpreter (pip install churten): {ex}"
             ) from ex
-        limit = str(self.get_option("task_output_limit"))
-        if limit != "all" and not limit.isdigit():
-            raise AnsibleError(f"churten.core.timings: task_output_limit must be a number or 'all', not {limit!r}")
-        self._look = recap.Look(
-            sort_order=str(self.get_option("sort_order") or "none"),
-            limit=None if limit == "all" else int(limit),
-            min_seconds=self.get_option("min_seconds"),
-            paths=self._display.verbosity >= 2,
-        )
-        self._lines = recap.lines
-        workers.configure(self.get_option("worker_log"))
-        self._recorder = record.Recorder(self.get_option("log_path"), self._display.warning)
+        self._recorder = options.recorder(self)
+        self._show = options.show
 
     def v2_playbook_on_start(self, playbook):
         self._recorder.playbook(playbook, core_version, C.DEFAULT_FORKS)
@@ -98,10 +96,23 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_start(self, host, task):
         self._recorder.start(host, task)
 
-    def v2_runner_item_on_ok(self, result):
-        self._recorder.item(result)
+    def v2_playbook_on_task_start(self, task, is_conditional):
+        self._recorder.task()
 
-    v2_runner_item_on_failed = v2_runner_item_on_skipped = v2_runner_item_on_ok
+    def v2_playbook_on_handler_task_start(self, task):
+        self._recorder.task()
+
+    def v2_runner_retry(self, result):
+        self._recorder.retry(result)
+
+    def v2_runner_item_on_ok(self, result):
+        self._recorder.item(result, "changed" if result.is_changed() else "ok")
+
+    def v2_runner_item_on_failed(self, result):
+        self._recorder.item(result, "failed")
+
+    def v2_runner_item_on_skipped(self, result):
+        self._recorder.item(result, "skipped")
 
     def v2_runner_on_ok(self, result):
         self._recorder.done(result, "changed" if result.is_changed() else "ok")
@@ -117,8 +128,4 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_stats(self, stats):
         self._recorder.finish()
-        if self.get_option("show_recap") and self._recorder.model.rows:
-            self._look.columns = self._display.columns
-            self._display.banner("TASKS RECAP")
-            for line in self._lines(self._recorder.model, self._look):
-                self._display.display(line)
+        self._show(self, self._recorder)

@@ -6,6 +6,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 from playing import ROOT, command, environment, play
@@ -68,7 +69,9 @@ def test_the_log_tells_the_run(run):
     assert [line["ev"] for line in found[:: len(found) - 1]] == ["run", "end"]
     assert found[0]["playbook"] == "site.yml"
     assert len({line["run"] for line in found}) == 1
-    assert found[-1]["results"] == len(found) - 2 == 8 * len(HOSTS)
+    assert found[-1]["results"] == sum(line["ev"] == "result" for line in found) == 8 * len(HOSTS)
+    assert found[1]["ev"] == "play" and found[1]["strategy"] in ("free", "linear") and found[1]["slots"] == 5
+    assert sum(line["ev"] == "item" for line in found) == 2 * len(HOSTS)
     assert stat.S_IMODE((where / "t.log").stat().st_mode) == 0o600
 
 
@@ -78,7 +81,7 @@ def test_sleeping_hosts_overlap(run):
     seconds = sum(line["seconds"] for line in slept)
     span = max(line["at"] + line["seconds"] for line in slept) - min(line["at"] for line in slept)
     assert all(line["seconds"] >= 1 for line in slept) and seconds >= 3 and 1 <= span < seconds
-    assert all(line["at"] + line["seconds"] <= run[2][-1]["seconds"] for line in run[2][1:-1])
+    assert all(line["at"] + line["seconds"] <= run[2][-1]["seconds"] for line in run[2] if line["ev"] in ("item", "result"))
 
 
 def test_statuses_and_items(run):
@@ -93,7 +96,8 @@ def test_statuses_and_items(run):
     assert set(by("one second", "items").values()) == {None}
     assert {line["path"].rsplit("/")[-1] for line in results(run, "inside")} == {"included.yml:1"}
     assert len(results(run, "include_tasks")) == 3
-    assert all(line["queue"] is None and line["engine"] is None for line in results(run, "inside"))
+    assert all((line["source"], line["engine"], line["remote"]) == ("callbacks", None, None) for line in results(run, "inside"))
+    assert all(0 <= line["queue"] == pytest.approx(line["t"]["slot"] - line["t"]["eligible"], abs=1e-5) for line in results(run, "inside"))
 
 
 def test_names_but_never_arguments_or_output(run):
@@ -128,8 +132,8 @@ def test_report_prints_the_same_rows(run, tmp_path):
     where, done, found = run
     second = (where / "t.log").read_text().replace(found[0]["run"], "0123456789abcdef").splitlines(True)
     bad = [
-        "not json\n", "[]\n", "\xff\n", second[1].replace('"v":1', '"v":2'), second[1].replace('"seconds":', '"seconds":"x","_":'),
-        second[1].replace('"at":', '"at":1e400,"_":'), "[" * 100000 + "\n",
+        "not json\n", "[]\n", "\xff\n", second[2].replace('"v":1', '"v":2'), second[2].replace('"seconds":', '"seconds":"x","_":'),
+        second[2].replace('"at":', '"at":1e400,"_":'), "[" * 100000 + "\n",
     ]  # fmt: skip
     mixed = tmp_path / "mixed.log"
     mixed.write_text("".join(second[:-1] + bad) + (where / "t.log").read_text(), encoding="latin-1")
@@ -142,7 +146,7 @@ def test_report_prints_the_same_rows(run, tmp_path):
     assert shown.returncode == 0, shown.stderr
     start = done.stdout.index("=====", done.stdout.index("TASKS RECAP **"))
     assert shown.stdout[shown.stdout.index("=====") :] == done.stdout[start:]
-    assert "7 lines of" in shown.stderr and "skipped (line 26:" in shown.stderr
+    assert "7 lines of" in shown.stderr and f"skipped (line {len(second)}:" in shown.stderr
     both = report(mixed, "--run", "all", "--limit", "1")
     assert both.stdout.count("TASKS RECAP") == 2 and both.stdout.count("(did not end)") == 1
     assert "(7 of 8 tasks not shown)" in both.stdout
@@ -298,22 +302,67 @@ def test_stamps():
         stamps.enable()
         stamps.begin("h", "u")
         stamps.enter("h", "u")
-        for name, when in (("connect_begin", 1.0), ("connect_end", 1.5), ("remote_begin", 2.0), ("remote_end", 3.0)):
-            stamps.here(name, when)
-        stamps.mark("h", "u", "remote_begin", 4.0)
-        stamps.mark("h", "u", "remote_end", 4.5)
-        stamps.mark("h", "u", "remote_end", 9.0)  # an end without a begin adds nothing
-        stamps.mark("h", "u", "sent")
-        stamps.mark("h", "unknown", "sent")
+        stamps.mark("h", "u", "slot", 0.5)
+        stamps.mark("h", "unknown", "slot")
+        stamps.connected()  # an end without a begin adds nothing
+        stamps.request(1.0, 1.25, 3.25, 1.5)
+        stamps.request(4.0, 4.0, 5.0, 9.0)  # the target's clock cannot have counted more than went by
+        stamps.request(6.0, 7.0, 7.0)  # refused before it was sent
         record = stamps.take("h", "u")
-        assert (record.connect_s, record.remote_s, record.remote_begin, record.remote_end) == (0.5, 1.5, 2.0, 9.0)
-        assert record.sent is not None and stamps.take("h", "u") is None
-        stamps.begin("h", "u")
-        stamps.enter("h", "u")
-        stamps.request(1.0, 1.25, 3.25)
-        stamps.request(4.0, 4.0, 5.0)
-        record = stamps.take("h", "u")
-        assert (record.connect_s, record.remote_s, record.sent) == (0.25, 3.0, 4.0)
+        assert (record.connect_s, record.remote_s, record.ran_s, record.sent) == (1.25, 3.0, 2.5, 4.0)
+        assert (record.slot, record.connect_begin, record.connect_end) == (0.5, 1.0, 7.0)
+        assert (record.remote_begin, record.remote_end, len(record.spans)) == (1.25, 5.0, 3)
+        assert stamps.take("h", "u") is None
+    finally:
+        stamps.disable()
+
+
+def in_worker(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_worker_tells_what_its_connection_did():
+    def grandchild():
+        stamps.request(1.0, 1.0, 2.0)
+
+    def worker():
+        in_worker(grandchild)
+        stamps.request(1.0, 1.5, 3.5, 1.0)
+        stamps.connecting()
+        stamps.connected()
+
+    stamps.enable()
+    try:
+        before = time.monotonic()
+        record = stamps.announce("h", "u")
+        stamps.announce("h2", "u")
+        in_worker(lambda: stamps.request(5.0, 5.0, 6.0))
+        record = stamps.announce("h", "u2")
+        in_worker(worker)
+        assert stamps.look("h", "u2") is record
+        assert (record.connect_begin, record.remote_s, record.ran_s, len(record.spans)) == (1.0, 2.0, 1.0, 2)
+        assert before <= record.start <= time.monotonic() and record.seen and not record.lost
+        assert stamps.take("h2", "u").remote_s == 1.0 and not stamps.take("h", "u").seen
+    finally:
+        stamps.disable()
+
+
+def test_a_worker_is_not_held_up_by_a_full_pipe():
+    def worker():
+        for _ in range(40_000):
+            stamps.request(1.0, 1.0, 2.0)
+
+    stamps.enable()
+    try:
+        stamps.announce("h", "u")
+        in_worker(worker)
+        assert 1000 < len(stamps.look("h", "u").spans) < 40_000
     finally:
         stamps.disable()
 
