@@ -79,6 +79,21 @@ def _plugin_vars(plugin_type: str, name: str) -> list[str]:
 
 C.config.get_plugin_vars = _plugin_vars
 
+_core_options_from_var = C.config.get_plugin_options_from_var
+
+
+def _options_from_var(plugin_type: str, name: str, variable: str) -> list[str]:
+    """`C.config.get_plugin_options_from_var` that knows our connections by the name that users write.
+
+    Core files a plugin's options under the last part of its name. 2.22 asks by the full name, so host, port and user were missing in a delegated result.
+    """
+    return _core_options_from_var(
+        plugin_type, name.removeprefix("churten.core.") if plugin_type == "connection" else name, variable
+    )
+
+
+C.config.get_plugin_options_from_var = _options_from_var
+
 
 def ssh_password(connection: t.Any) -> str | None:
     """The connection password, from wherever the built-in ssh plugin takes it."""

@@ -20,6 +20,7 @@ meta.yml of a play (all optional):
   stdin: text       what the user types, through a pipe
   forbidden: [...]  texts that must be in no output of any run
   since: "2.18"     the first core that knows what the play uses; it is skipped on older ones
+  skip: {mode: ["2.22", reason]}    not in this mode from this core on
   quick: true       part of `make test` in mode churten-free; a list names the modes
 """
 
@@ -235,7 +236,7 @@ class Play:
     def load(cls, path: Path) -> Play:
         file = path / "meta.yml"
         meta = yaml.safe_load(file.read_text()) if file.exists() else {}
-        known = "hosts forks playbooks args env modes exit recap ordered vars ignore quick stdin stdout forbidden build since".split()
+        known = "hosts forks playbooks args env modes exit recap ordered vars ignore quick stdin stdout forbidden build since skip".split()
         unknown = set(meta or {}) - set(known)
         if unknown:
             raise ValueError(f"{file}: unknown keys {sorted(unknown)}")
@@ -248,6 +249,11 @@ class Play:
     @property
     def since(self) -> tuple[int, ...]:
         return tuple(map(int, str(self.meta.get("since", "2.16")).split(".")))
+
+    def skipped(self, mode: str, core: tuple[int, int]) -> str:
+        """Why the play is not run in `mode` on this core, or empty."""
+        since, why = (self.meta.get("skip") or {}).get(mode, ("9.9", ""))
+        return str(why) if core >= tuple(map(int, str(since).split("."))) else ""
 
     def runs_in(self, mode: Mode) -> bool:
         wanted = self.meta.get("modes")
@@ -762,7 +768,7 @@ def _connection_paths(data: Any, name: str, path: str = "") -> Iterator[str]:
     """Where the recorder's tags would name a variable that is left out."""
     if isinstance(data, dict):
         for key, value in data.items():
-            if key == "ansible_connection" and value == name:
+            if key in ("ansible_connection", "connection") and value == name:
                 yield f"{path}.{key}"
             yield from _connection_paths(value, name, f"{path}.{key}")
     elif isinstance(data, list):
@@ -772,6 +778,8 @@ def _connection_paths(data: Any, name: str, path: str = "") -> Iterator[str]:
 
 def _without_connection(event: Any, name: str) -> Any:
     if isinstance(event, dict):
+        if "ansible_delegated_host" in event and event.get("ansible_connection") == name:
+            event = {**event, "ansible_connection": "ssh"}  # 2.22 says there how the host was reached, always
         shown = {k: _without_connection(v, name) for k, v in event.items() if not (k == "ansible_connection" and v == name)}
         return {k: "ansible.builtin.ssh" if k == "connection" and v == name else v for k, v in shown.items()}
     if isinstance(event, list):

@@ -32,6 +32,8 @@ def wanted():
 def test_play(runner, play, mode):
     if runner.core < play.since:
         pytest.skip(f"needs ansible-core {play.meta['since']}")
+    if why := play.skipped(mode.name, runner.core):
+        pytest.skip(why)
     oracle = runner.oracle(play, mode)
     other = runner.run(play, mode)
     found = harness.compare(play, oracle, other)
