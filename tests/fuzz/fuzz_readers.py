@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from churten.cli import doctor, timings
+from churten.cli import doctor
+from churten.timings import reading
+from churten.timings.columns import Columns
 from churten.transport import options
 
 WORDS = st.sampled_from(
@@ -39,12 +41,15 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(["result", "run", "end", "ok", "1", 1])
 )
 KEYS = st.sampled_from(
+    "_event _timestamp event event_data created duration "
     "v ev run play play_uuid task uuid action role path host status items started at seconds queue connect remote controller engine worker".split()
 )
 LINES = st.one_of(
     st.text(max_size=60),
     st.dictionaries(KEYS, SCALARS, max_size=24).map(lambda body: json.dumps({"v": 1, "ev": "result", "run": "r", **body})),
     st.integers(1, 20000).map(lambda n: "[" * n),
+    st.dictionaries(KEYS, SCALARS, max_size=9).map(lambda body: json.dumps({"event": "runner_on_ok", "event_data": {}, **body})),
+    st.dictionaries(KEYS, SCALARS, max_size=9).map(lambda body: json.dumps({"_event": "v2_runner_on_ok", "_timestamp": "", **body})),
 )
 COMMON = {"max_examples": 300, "deadline": 2000, "database": None, "suppress_health_check": list(HealthCheck)}
 REQUEST = options.Request(("ssh", "-o", "ControlPath=/x"), "192.0.2.1", None, True)
@@ -69,9 +74,13 @@ def ssh_config(text):
 @settings(**COMMON)
 @given(st.lists(LINES, max_size=20))
 def timing_log(lines):
-    runs = timings.Runs()
-    runs.read(lines)
-    assert runs.bad <= len(lines)
+    with tempfile.TemporaryDirectory() as top:
+        path = Path(top, "log")
+        path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+        with reading.Log(str(path)) as log:
+            for run in log.runs.values():
+                Columns(log.results(run))
+            assert log.bad <= path.read_bytes().count(b"\n") + 1
 
 
 @settings(**COMMON)
