@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from .rows import Rows
+
 PHASES = ("queue", "connect", "remote", "controller")
 
 
@@ -71,7 +73,6 @@ class Figures:
     last_s: float = 0.0
     max_s: float = -1.0
     max_host: str = ""
-    hosts: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def span_s(self) -> float:
@@ -84,7 +85,6 @@ class Figures:
         self.first_s = min(self.first_s, result.at) if self.count else result.at
         self.last_s = max(self.last_s, end) if self.count else end
         self.count += 1
-        self.hosts.add(result.host)
         self.sum_s += result.seconds
         if result.seconds > self.max_s:
             self.max_s = result.seconds
@@ -92,11 +92,7 @@ class Figures:
 
 
 class Model:
-    """The figures of one run.
-
-    A task is a uuid. Under free, though, core includes a file once per host, and each time its tasks get new uuids: tasks of the same name and place
-    share a row as long as no host would be in it under two uuids. So an include in a loop keeps a row per item.
-    """
+    """The figures of one run. What makes a row of tasks: rows.py."""
 
     def __init__(self) -> None:
         self.rows: list[Figures] = []  # of tasks, in the order they first ended
@@ -104,15 +100,14 @@ class Model:
         self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.phased_s = 0.0  # seconds of the results whose phases are known
         self.total_s: float | None = None  # wall time of the run, once it ended
-        self._by_uuid: dict[str, Figures] = {}
-        self._by_place: dict[tuple[str, str, str], list[Figures]] = {}
+        self._rows = Rows()
 
     def add(self, result: Result) -> None:
         """Count one result for its task, its play and the run."""
-        task = self._by_uuid.get(result.uuid)
-        if task is None:
-            task = self._by_uuid[result.uuid] = self._row(result)
-        task.add(result)
+        row, _ = self._rows.find(result)
+        if row == len(self.rows):
+            self.rows.append(Figures(result.task, result.path))
+        self.rows[row].add(result)
         play = self.plays.get(result.play_uuid)
         if play is None:
             play = self.plays[result.play_uuid] = Figures(result.play)
@@ -121,16 +116,6 @@ class Model:
             self.phased_s += result.seconds
             for name in PHASES:
                 self.phases[name] += getattr(result, name) or 0.0
-
-    def _row(self, result: Result) -> Figures:
-        place = self._by_place.setdefault((result.play_uuid, result.path, result.task), []) if result.path else []
-        for row in place:
-            if result.host not in row.hosts:
-                return row
-        row = Figures(result.task, result.path)
-        place.append(row)
-        self.rows.append(row)
-        return row
 
     @property
     def wall_s(self) -> float:
