@@ -32,6 +32,8 @@ def add_parser(subparsers: t.Any) -> None:
         metavar="LINE",
         help="further sshd_config line, for example 'MaxSessions 1' (repeatable)",
     )
+    up.add_argument("--one-sshd", action="store_true", help="one sshd for all hosts instead of one for each (for hundreds of hosts)")
+    up.add_argument("--logs", action="store_true", help="every sshd writes a log below DIR/logs")
     up.set_defaults(run=_guard(_up))
     down = verbs.add_parser("down", help="end and remove everything the lab made")
     down.set_defaults(run=_guard(_down))
@@ -59,6 +61,8 @@ def _up(arguments: argparse.Namespace) -> int:
         sudo=arguments.sudo,
         python=None if arguments.discover else arguments.python,
         sshd_options=arguments.sshd_option,
+        one_sshd=arguments.one_sshd,
+        logs=arguments.logs,
     )
     lab.up(arguments.hosts, options)
     print(f"{len(lab.hosts)} hosts, {lab.hosts[0].address} to {lab.hosts[-1].address}, port {lab.hosts[0].port}")

@@ -7,6 +7,9 @@ belongs to the lab, then removes accounts, sudoers file and the directory.
 A process belongs to the lab if it is a listener (its command line names the lab's sshd_config), descends from one,
 carries the lab's marker in its environment (sshd sets it for every session), or runs under a lab account.
 
+One sshd per host by default: each can be stopped on its own. With `one_sshd` a single one answers on every address of
+127/8, for labs of a thousand hosts; it lets in only who comes from 127/8.
+
 As root the hosts share two system accounts made for this lab: one that may become anybody without a password, one that
 must give its password. Without root they log in as the current user and there is no sudo.
 """
@@ -66,6 +69,8 @@ class Options:
     sudo: str = "nopasswd"  # nopasswd | password | none
     python: str | None = "/usr/bin/python3"  # None: leave it to discovery
     sshd_options: list[str] = dataclasses.field(default_factory=list)  # further sshd_config lines, first one wins
+    one_sshd: bool = False  # one sshd for all hosts, on all loopback addresses and a free port
+    logs: bool = False  # each sshd writes DIR/logs/HOST.log (`Lab.logins`)
 
 
 def default_dir() -> Path:
@@ -156,6 +161,8 @@ class Lab:
         self._make_directory()
         with _directory_lock(self.dir):
             self._load()
+            if options and options.one_sshd != self.options.one_sshd and any(host.alive() for host in self.hosts):
+                raise LabError(f"the lab in {self.dir} runs with {'one sshd' if self.options.one_sshd else 'an sshd per host'}; take it down first")
             self.options = options or self.options
             self._check_options()
             if not self.password:
@@ -218,6 +225,7 @@ class Lab:
 
     def _make_sshd_config(self) -> None:
         keys = self.dir / "keys"
+        here = "@127.0.0.0/8" if self.options.one_sshd else ""
         lines = [
             *self.options.sshd_options,
             f"HostKey {keys / 'host_ed25519'}",
@@ -226,16 +234,16 @@ class Lab:
             "StrictModes no",
             "UsePAM no",
             "PermitRootLogin no",
-            f"AllowUsers {self.account} {self.asking_account}".rstrip(),
+            "AllowUsers " + " ".join(name + here for name in (self.account, self.asking_account) if name),
             f"PasswordAuthentication {'yes' if self.root else 'no'}",
             "KbdInteractiveAuthentication no",
             "MaxAuthTries 50",
-            "MaxStartups 1000",
+            "MaxStartups 10000",
             "MaxSessions 100",
             "UseDNS no",
             "PrintMotd no",
             "PrintLastLog no",
-            "LogLevel QUIET",
+            f"LogLevel {'INFO' if self.options.logs else 'QUIET'}",
             "AcceptEnv LANG LC_*",
             f"SetEnv {MARKER}={self.id}",
             "Subsystem sftp internal-sftp",
@@ -274,21 +282,30 @@ class Lab:
     def _scale(self, count: int) -> None:
         if not any(host.alive() for host in self.hosts):
             self.hosts = self._free_addresses(count)
-        procs.end({host.pid for host in self.hosts[count:] if host.alive()})
+        procs.end({host.pid for host in self.hosts[count:] if host.alive()} - {host.pid for host in self.hosts[:count]})
         del self.hosts[count:]
-        net = int(self.hosts[0].address.split(".")[1])
-        self.hosts += [self._host(net, index) for index in range(len(self.hosts), count)]
+        first = self.hosts[0]
+        net = int(first.address.split(".")[1])
+        self.hosts += [self._host(net, index, first.port) for index in range(len(self.hosts), count)]
+        if self.options.one_sshd and first.alive():
+            for host in self.hosts:
+                host.pid, host.start = first.pid, first.start
         self._save()
         self._start([host for host in self.hosts if not host.alive()])
         self._save()
 
     @staticmethod
-    def _host(net: int, index: int) -> Host:
-        return Host(f"lab{index + 1:03d}", f"127.{net}.{index // 250}.{index % 250 + 1}", PORT)
+    def _host(net: int, index: int, port: int = PORT) -> Host:
+        return Host(f"lab{index + 1:03d}", f"127.{net}.{index // 250}.{index % 250 + 1}", port)
 
     def _free_addresses(self, count: int) -> list[Host]:
         """A 127.N network of which nobody listens on any of the addresses needed."""
         first = int(self.id, 16) % 250
+        if self.options.one_sshd:
+            with socket.socket() as probe:
+                probe.bind(("0.0.0.0", 0))
+                port = probe.getsockname()[1]
+            return [self._host(2 + first, index, port) for index in range(count)]
         for step in range(250):
             hosts = [self._host(2 + (first + step) % 250, index) for index in range(count)]
             if all(_bindable(host) for host in hosts):
@@ -296,16 +313,21 @@ class Lab:
         raise LabError(f"no free loopback network for {count} hosts on port {PORT}")
 
     def _start(self, hosts: list[Host]) -> None:
-        (self.dir / "pids").mkdir(mode=0o755, exist_ok=True)
+        for folder in ("pids", "logs"):
+            (self.dir / folder).mkdir(mode=0o755, exist_ok=True)
         with self._run_sshd():
             self._spawn(hosts)
 
     def _spawn(self, hosts: list[Host]) -> None:
         sshd = tool("sshd")
         started = []
-        for host in hosts:
-            words = [sshd, "-D", "-f", str(self.sshd_config), "-o", f"ListenAddress={host.address}:{host.port}",
+        listeners = hosts[:1] if self.options.one_sshd else hosts
+        for host in listeners:
+            address = "0.0.0.0" if self.options.one_sshd else host.address
+            words = [sshd, "-D", "-f", str(self.sshd_config), "-o", f"ListenAddress={address}:{host.port}",
                      "-o", f"PidFile={self.dir / 'pids' / host.name}"]  # fmt: skip
+            if self.options.logs:
+                words += ["-E", str(self._log(host))]
             started.append(
                 subprocess.Popen(
                     words,
@@ -319,8 +341,10 @@ class Lab:
             )
             host.pid = started[-1].pid
             host.start = procs.start_time(host.pid) or 0
+        for host in hosts[len(listeners) :]:
+            host.pid, host.start = hosts[0].pid, hosts[0].start
         deadline = time.monotonic() + START_SECONDS
-        for host, process in zip(hosts, started, strict=True):
+        for host, process in zip(listeners, started, strict=True):
             while not _answers(host):
                 if process.poll() is not None:
                     raise LabError(f"the sshd of {host.name} ended at once (exit code {process.returncode})")
@@ -386,6 +410,8 @@ class Lab:
 
     def stop(self, name: str) -> None:
         """Ends one host and its sessions, as a power cut would: no goodbye to the clients from its shell processes."""
+        if self.options.one_sshd:
+            raise LabError("with one sshd for all hosts none of them can be stopped alone")
         host = self.host(name)
         if host.alive():
             procs.end({host.pid, *procs.descendants([host.pid])}, grace=0)
@@ -401,6 +427,19 @@ class Lab:
         """Pids of the sshd processes that serve the host's connections (the listener's direct children)."""
         host = self.host(name)
         return sorted(pid for pid in procs.all_pids() if _parent(pid) == host.pid)
+
+    def _log(self, host: Host) -> Path:
+        return self.dir / "logs" / f"{self.hosts[0].name if self.options.one_sshd else host.name}.log"
+
+    def log(self, name: str) -> Path:
+        """What the sshd of `name` wrote (option `logs`); with one sshd for all, that of all."""
+        return self._log(self.host(name))
+
+    def logins(self, name: str) -> int:
+        """How often somebody has logged in to `name` since it was first started (option `logs`); with one sshd for all, to any."""
+        if not self.options.logs:
+            raise LabError("logins are counted only in a lab with logs")
+        return sum(line.startswith("Accepted ") for line in self.log(name).read_text(errors="replace").splitlines())
 
     # ---- down ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import threading
 import time
 
 import pytest
-from chaos import Chaos, Script, Way
+
+from churten.lab.chaos import Chaos, Script, Way
 
 PATIENCE_S = 20
 

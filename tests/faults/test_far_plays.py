@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos import Chaos, Script, Way
 from far import Far, inventory
 from lab_plays import differences
 from sshds import children, kill
+
+from churten.lab.chaos import Chaos, Script, Way
 
 FREE = {"ANSIBLE_STRATEGY": "churten.core.free"}
 NO_MASTER = {"ANSIBLE_SSH_ARGS": "-o ControlMaster=no -o ControlPath=none"}

@@ -9,8 +9,9 @@ import random
 import struct
 
 import pytest
-from chaos import Chaos
 from talking import DATA, END, EXIT, FAILED, NO_AGENT, OPENED, WINDOW, _core
+
+from churten.lab.chaos import Chaos
 
 FLIPS = int(os.environ.get("CH_FLIPS", "2"))
 AEAD = ["chacha20-poly1305@openssh.com", "aes256-gcm@openssh.com", "aes128-gcm@openssh.com"]

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos import Chaos, Script, Way
 from far import Far
 from sshds import children, key_agent
 from talking import (
@@ -23,6 +22,8 @@ from talking import (
     PUT,
     WINDOW,
 )
+
+from churten.lab.chaos import Chaos, Script, Way
 
 MEGA = 1 << 20
 FACTOR = int(os.environ.get("CHURTEN_FAULTS_FACTOR", "1"))  # sizes and counts, times this: 10 and more for a night

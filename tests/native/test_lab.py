@@ -238,3 +238,32 @@ def test_command_line(empty_lab):
     done = churten("up", "--hosts", "2", "--sshd-option", "NoSuchOption 1")
     assert done.returncode == 1 and done.stderr.startswith("churten lab: sshd refuses")
     assert churten("down").returncode == 0 and churten("status").returncode == 3
+
+
+def test_one_sshd_for_all_hosts(empty_lab):
+    empty_lab.up(3, Options(one_sshd=True, logs=True))
+    assert len({(host.pid, host.port) for host in empty_lab.hosts}) == 1
+    assert len({host.address for host in empty_lab.hosts}) == 3
+    empty_lab.up(260)
+    assert len({(host.pid, host.port) for host in empty_lab.hosts}) == 1
+    before = empty_lab.logins("lab001")
+    for host in (empty_lab.hosts[0], empty_lab.hosts[259]):
+        done = ssh(empty_lab, host, "echo $SSH_CONNECTION", options=["-o", "StrictHostKeyChecking=yes"])
+        assert done.stdout.split()[2:] == [host.address, str(host.port)], done.stderr
+    assert empty_lab.logins("lab260") == before + 2
+    with pytest.raises(LabError, match="stopped alone"):
+        empty_lab.stop("lab002")
+    with pytest.raises(LabError, match="take it down first"):
+        empty_lab.up(3, Options())
+    pid = empty_lab.hosts[0].pid
+    empty_lab.up(2)
+    assert empty_lab.hosts[1].alive() and empty_lab.hosts[1].pid == pid
+    empty_lab.down()
+    assert not traces(empty_lab)
+
+
+def test_logins_are_counted_per_host(empty_lab):
+    empty_lab.up(2, Options(logs=True))
+    for _ in range(2):
+        ssh(empty_lab, empty_lab.hosts[1], "true")
+    assert [empty_lab.logins(host.name) for host in empty_lab.hosts] == [0, 2]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A TCP proxy that misbehaves: between ssh (or churten's pool) and a real sshd it is the bad network of the fault tests.
+"""A TCP proxy that misbehaves: between ssh (or churten's pool) and a real sshd it is the bad network of the fault tests, and the
+long line of the benchmarks.
 
     with Chaos((host.address, host.port)) as proxy:
         proxy.script = lambda number: Script(down=Way(latency_s=0.2))     # asked for every new connection, counted from 0
@@ -20,7 +21,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 BUFFER = 1 << 20  # what one flow holds before it stops reading: a long fat line needs that much
@@ -267,7 +268,7 @@ class Chaos:
         assert not self._thread.is_alive()
 
     @contextlib.contextmanager
-    def change(self):
+    def change(self) -> Iterator[None]:
         with self._lock:
             yield
         with contextlib.suppress(OSError):
@@ -294,7 +295,7 @@ class Chaos:
                 one.close()
             self._selector.close()
 
-    def _turn(self, ready: dict) -> float | None:
+    def _turn(self, ready: dict[object, int]) -> float | None:
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
                 self._woken.recv(1000)
