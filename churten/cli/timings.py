@@ -188,6 +188,7 @@ def _model(opened: Log, run: Run) -> Model:
     for result in opened.results(run):
         model.add(result)
     model.total_s = run.seconds
+    model.slots = run.slots or 0
     return model
 
 

@@ -3,18 +3,26 @@
 The usual example is /tmp/ansible-timings.log, where anybody may have put something of that name first. So the file is created 0600, no link is
 followed, and a file that is not regular, not ours or has a second name is refused. A line is one write(2) on an O_APPEND descriptor: on a local
 filesystem lines of concurrent runs never mix. The first thing that goes wrong is said once as a warning; after it the log is closed and stays closed.
+
+A log that has grown too large is put aside when a run opens it, never in between: so the lines of a run stay in one file, and runs that are writing go
+on in the file they opened, whatever its name is by then.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import json
 import os
 import stat
+import time
 import typing as t
 
 from .model import Item, Result
 
 VERSION = 1
+_LOCK_S = 2.0
 
 
 class Refused(OSError):
@@ -52,16 +60,69 @@ def _check(found: os.stat_result) -> None:
         raise Refused("it has more than one name (hard links)")
 
 
-class LineFile:
-    """Lines appended to one file, opened at the first line. `warn` is called at most once."""
+class Rotation(t.NamedTuple):
+    """When a log is put aside, and how many old ones are kept (LOG.1 is the latest)."""
 
-    def __init__(self, path: str, warn: t.Callable[[str], object], what: str = "timing log") -> None:
+    max_bytes: int = 0  # 0: never
+    keep: int = 5
+
+
+def rotate(path: str, how: Rotation) -> None:
+    """Put the log aside if it is too large. Raises OSError; the log itself is as it was then.
+
+    Of several runs that begin at once one does it: they take turns by a lock on the file, and who comes later finds another file under the name.
+    """
+    if how.max_bytes <= 0:
+        return
+    fd = open_append(path)
+    try:
+        mine = os.fstat(fd)
+        if mine.st_size < how.max_bytes or not _locked(fd):
+            return
+        now = os.lstat(path)
+        if (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino):
+            return
+        names = [path] + [f"{path}.{number}" for number in range(1, max(1, how.keep) + 1)]
+        for name in names[1:]:
+            with contextlib.suppress(FileNotFoundError):
+                _check_old(name)
+        for old, new in reversed(list(itertools.pairwise(names))):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(old, new)
+    finally:
+        os.close(fd)
+
+
+def _check_old(name: str) -> None:
+    try:
+        _check(os.lstat(name))
+    except Refused as ex:
+        raise Refused(f"{name} would be replaced, and {ex}") from None
+
+
+def _locked(fd: int) -> bool:
+    deadline = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+
+
+class LineFile:
+    """Lines appended to one file, opened at the first line. `warn` is called at most once for each: writing, rotating."""
+
+    def __init__(self, path: str, warn: t.Callable[[str], object], what: str = "timing log", rotation: Rotation | None = None) -> None:
         self.path = os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
         self._warn = warn
         self._what = what
         self._fd: int | None = None
         self._pid = os.getpid()
         self._broken = False
+        self._rotation = rotation
 
     def write(self, line: str) -> bool:
         """Append `line` (without its newline). False if the log is broken; never raises. A forked child writes nothing."""
@@ -70,6 +131,7 @@ class LineFile:
         data = line.encode("utf-8", "surrogateescape") + b"\n"
         try:
             if self._fd is None:
+                self._rotate()
                 self._fd = open_append(self.path)
             if os.write(self._fd, data) != len(data):
                 raise OSError("the line was written only in part (disk full?)")
@@ -79,6 +141,15 @@ class LineFile:
             self._warn(f"the {self._what} {self.path} is not written: {ex}")
             return False
         return True
+
+    def _rotate(self) -> None:
+        rotation, self._rotation = self._rotation, None
+        if rotation is not None:
+            try:
+                rotate(self.path, rotation)
+            except OSError as ex:
+                if not isinstance(ex, FileNotFoundError):
+                    self._warn(f"the {self._what} {self.path} is not rotated: {ex}")
 
     def close(self) -> None:
         """Close the file; the next write opens it again."""
@@ -90,8 +161,8 @@ class LineFile:
 class TimingLog:
     """The timing log of one run (docs/timing-log.md)."""
 
-    def __init__(self, path: str, warn: t.Callable[[str], object], run: str) -> None:
-        self._file = LineFile(path, warn)
+    def __init__(self, path: str, warn: t.Callable[[str], object], run: str, rotation: Rotation | None = None) -> None:
+        self._file = LineFile(path, warn, rotation=rotation)
         self._run = run
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
 

@@ -6,11 +6,15 @@ parallel strategy it exceeds the wall time), and its span is wall time from the 
 
 from __future__ import annotations
 
+import array
 import dataclasses
+import math
 
 from .rows import Rows
 
 PHASES = ("queue", "connect", "remote", "controller")
+STATUSES = ("skipped", "ok", "changed", "ignored", "failed", "unreachable")  # the worst last
+NO_ROLE = "(no role)"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -63,7 +67,7 @@ class Item:
 
 @dataclasses.dataclass(slots=True)
 class Figures:
-    """What is shown of a task or of a play."""
+    """What is shown of a task, a play, a role or a host."""
 
     name: str
     path: str | None = None
@@ -73,11 +77,25 @@ class Figures:
     last_s: float = 0.0
     max_s: float = -1.0
     max_host: str = ""
+    worst: int = -1  # index in STATUSES
+    phases: dict[str, float | None] = dataclasses.field(default_factory=lambda: dict.fromkeys(PHASES))  # sums; None: of no result known
+    times: array.array[float] | None = None  # one per result, where percentiles are wanted
+    hosts: set[str] | None = None  # where they are counted
 
     @property
     def span_s(self) -> float:
         """Wall time from the first start to the last end."""
         return self.last_s - self.first_s
+
+    @property
+    def status(self) -> str | None:
+        """The worst status of any result."""
+        return STATUSES[self.worst] if self.worst >= 0 else None
+
+    def percentile(self, percent: float) -> float:
+        """The time that `percent` of the results did not exceed (nearest rank); 0 without results."""
+        ordered = sorted(self.times or ())
+        return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else 0.0
 
     def add(self, result: Result) -> None:
         """Count one result."""
@@ -86,6 +104,15 @@ class Figures:
         self.last_s = max(self.last_s, end) if self.count else end
         self.count += 1
         self.sum_s += result.seconds
+        if self.times is not None:
+            self.times.append(result.seconds)
+        if self.hosts is not None:
+            self.hosts.add(result.host)
+        if result.status in STATUSES:
+            self.worst = max(self.worst, STATUSES.index(result.status))
+        for name in PHASES:
+            if (seconds := getattr(result, name)) is not None:
+                self.phases[name] = (self.phases[name] or 0.0) + seconds
         if result.seconds > self.max_s:
             self.max_s = result.seconds
             self.max_host = result.host
@@ -97,6 +124,9 @@ class Model:
     def __init__(self) -> None:
         self.rows: list[Figures] = []  # of tasks, in the order they first ended
         self.plays: dict[str, Figures] = {}
+        self.roles: dict[str, Figures] = {}
+        self.hosts: dict[str, Figures] = {}
+        self.slots = 0  # how many tasks could run at once, in the play that had most; 0: not known
         self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.phased_s = 0.0  # seconds of the results whose phases are known
         self.total_s: float | None = None  # wall time of the run, once it ended
@@ -106,16 +136,29 @@ class Model:
         """Count one result for its task, its play and the run."""
         row, _ = self._rows.find(result)
         if row == len(self.rows):
-            self.rows.append(Figures(result.task, result.path))
+            self.rows.append(Figures(result.task, result.path, times=array.array("d")))
         self.rows[row].add(result)
-        play = self.plays.get(result.play_uuid)
-        if play is None:
-            play = self.plays[result.play_uuid] = Figures(result.play)
-        play.add(result)
+        if result.play_uuid not in self.plays:
+            self.plays[result.play_uuid] = Figures(result.play)
+        self.plays[result.play_uuid].add(result)
+        role = result.role or NO_ROLE
+        if role not in self.roles:
+            self.roles[role] = Figures(role, hosts=set())
+        self.roles[role].add(result)
+        if result.host not in self.hosts:
+            self.hosts[result.host] = Figures(result.host)
+        self.hosts[result.host].add(result)
         if result.controller is not None:
             self.phased_s += result.seconds
             for name in PHASES:
                 self.phases[name] += getattr(result, name) or 0.0
+
+    @property
+    def busy(self) -> float:
+        """How many slots were busy on average, at most `slots` (a host that is being connected to may have lent its slot)."""
+        total = sum(play.sum_s for play in self.plays.values())
+        mean = total / self.wall_s if self.wall_s > 0 else 0.0
+        return min(mean, float(self.slots)) if self.slots else mean
 
     @property
     def wall_s(self) -> float:

@@ -6,6 +6,7 @@ was free, and what the connection did; under another strategy its forked workers
 
 from __future__ import annotations
 
+import heapq
 import secrets
 import time
 import typing as t
@@ -15,8 +16,9 @@ import churten
 
 from ..compat import callback as compat
 from . import stamps
-from .log import TimingLog
+from .log import Rotation, TimingLog
 from .model import Item, Model, Result
+from .workers import WorkerLog
 
 _IN_STEP = ("linear", "debug")  # strategies where all hosts begin a task before any begins the next
 _LABEL_MAX = 200
@@ -37,10 +39,55 @@ class Part:
         self.delegated: set[str | None] = set()  # hosts of the ended items
 
 
+class Lanes:
+    """Workers as callbacks can tell them apart, for strategies that are not ours: a task takes the lowest number that is free.
+
+    A worker counts as free when its result was handled, which is later than it was: for a moment there may be more than there are forks.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._made = 0
+        self._log: WorkerLog | None = None
+
+    def play(self, limit: int) -> None:
+        """A play begins with `limit` forks."""
+        self._free, self._made = [], 0
+        self._log = WorkerLog()
+        self._log.started(limit)
+
+    def begin(self, task: t.Any, host: str) -> int:
+        """The task's number."""
+        if self._free:
+            number = heapq.heappop(self._free)
+        else:
+            number, self._made = self._made, self._made + 1
+        if self._log is not None and self._log.on:
+            self._log.begin(number, task.get_name(), host, self._active)
+        return number
+
+    def end(self, number: int, result: Result) -> None:
+        """Its result was handled."""
+        heapq.heappush(self._free, number)
+        if self._log is not None and self._log.on:
+            self._log.end(number, result.task, result.host, self._active, result.seconds, result.status)
+
+    def close(self) -> None:
+        """The run ended."""
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def _active(self) -> int:
+        return self._made - len(self._free)
+
+
 class Recorder:
     """The timings of this process's run. Its methods are called by one thread at a time (core holds a lock around callbacks)."""
 
-    def __init__(self, log_path: str | None, warn: t.Callable[[str], object], labels: bool = False) -> None:
+    def __init__(
+        self, log_path: str | None, warn: t.Callable[[str], object], labels: bool = False, rotation: Rotation | None = None
+    ) -> None:
         """`labels`: the log names the items of loops."""
         self.model = Model()
         self._zero = time.monotonic()
@@ -56,7 +103,8 @@ class Recorder:
         self._forks = 1
         self._results = 0
         self._labels = labels
-        self._log = TimingLog(log_path, warn, secrets.token_hex(8)) if log_path else None
+        self._log = TimingLog(log_path, warn, secrets.token_hex(8), rotation) if log_path else None
+        self._lanes = Lanes()
         stamps.enable()
 
     def playbook(self, playbook: t.Any, core_version: str, forks: int) -> None:
@@ -95,12 +143,17 @@ class Recorder:
             in_step = self._strategy.rpartition(".")[2] in _IN_STEP
             record.eligible = self._task_begun if in_step else self._last_done.get(name, self._play_begun)
             record.slot = now
+            if not self._play_told and stamps.slot_limit() is None:
+                self._lanes.play(self._forks)
+            record.worker = self._lanes.begin(task, name)
         self._open[name, uuid] = time.time() - now
         if not self._play_told:
             self._tell_play()
 
     def _tell_play(self) -> None:
         self._play_told = True
+        slots = stamps.slot_limit() or self._forks
+        self.model.slots = max(self.model.slots, slots)
         if self._log is not None:
             self._log.play(
                 {
@@ -109,7 +162,7 @@ class Recorder:
                     "started": _utc(time.time() - (time.monotonic() - self._play_begun)),
                     "at": self._play_begun - self._zero,
                     "strategy": self._strategy,
-                    "slots": stamps.slot_limit() or self._forks,
+                    "slots": slots,
                 }
             )
 
@@ -212,6 +265,8 @@ class Recorder:
             timed.attempts = part.attempts if part.items else part.attempt
             if self._log is not None and not part.items and part.attempt > 1:
                 self._log_part(part, stamp, host, uuid, status, now, None, None, timed.delegated)
+        if stamp is not None and stamp.engine is None and stamp.worker is not None:
+            self._lanes.end(stamp.worker, timed)
         self._last_done[host] = now
         self.model.add(timed)
         self._results += 1
@@ -221,6 +276,7 @@ class Recorder:
     def finish(self) -> None:
         """The run ended."""
         self.model.total_s = time.monotonic() - self._zero
+        self._lanes.close()
         if self._log is not None:
             self._log.end(self.model.total_s, self._results)
 

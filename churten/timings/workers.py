@@ -16,15 +16,17 @@ from __future__ import annotations
 import time
 import typing as t
 
-from .log import LineFile
+from .log import LineFile, Rotation
 
 _path: str | None = None
+_rotation: Rotation | None = None
 
 
-def configure(path: str | None) -> None:
-    """The file for a WorkerLog that is not given one: the timings callback's option `worker_log`."""
-    global _path
+def configure(path: str | None, rotation: Rotation | None = None) -> None:
+    """The file for WorkerLogs that are not given one: the timings callback's option `worker_log`. Rotated by the first of them alone."""
+    global _path, _rotation
     _path = path or None
+    _rotation = rotation
 
 
 class Display(t.Protocol):
@@ -49,8 +51,10 @@ class WorkerLog:
 
             display = t.cast(Display, AnsibleDisplay())
         self._display = display
+        global _rotation
         path = path or _path
-        self._file = LineFile(path, display.warning, "worker log") if path else None
+        self._file = LineFile(path, display.warning, "worker log", _rotation) if path else None
+        _rotation = None
         self._limit = 0
         self._seen: set[int] = set()
 

@@ -12,34 +12,55 @@ DOCUMENTATION = """
     author: churten contributors
     description:
         - Prints a recap like P(ansible.posix.profile_tasks#callback), but measured per host, so that it is right under V(free) and V(host_pinned) too.
-        - For each task it shows the number of results, the sum over hosts, the span from first start to last end, and the slowest host.
+        - For each task it shows the number of results, the sum over hosts, the span from first start to last end, and the slowest host;
+          on screens of 100 columns or more also the median and the 95th percentile.
         - Writes a log with one JSON line per host and task, if told where. The log holds names and times, never arguments or output.
     requirements:
         - enabling it with C(callbacks_enabled = churten.core.timings)
     options:
       sort_order:
-        description: Order of the tasks in the recap, by their sum. V(none) is the order in which they ended first.
+        description: Order of the rows, by O(sort_by). V(none) is the order in which they ended first.
         choices: [descending, ascending, none]
         default: descending
         ini: [{section: churten, key: timings_sort_order}]
         env: [{name: CHURTEN_TIMINGS_SORT_ORDER}]
       task_output_limit:
-        description: How many tasks the recap shows, or V(all).
+        description: How many rows a recap shows, or V(all).
         default: 20
         ini: [{section: churten, key: timings_task_output_limit}]
         env: [{name: CHURTEN_TIMINGS_TASK_OUTPUT_LIMIT}]
+      sort_by:
+        description: Figure the rows of all recaps are sorted by.
+        choices: [sum, span, max, p50, p95, count, name]
+        default: sum
+        ini: [{section: churten, key: timings_sort_by}]
+        env: [{name: CHURTEN_TIMINGS_SORT_BY}]
       min_seconds:
-        description: Tasks with a smaller sum are left out of the recap.
+        description: Rows with a smaller sum are left out of the recaps.
         type: float
         default: 0
         ini: [{section: churten, key: timings_min_seconds}]
         env: [{name: CHURTEN_TIMINGS_MIN_SECONDS}]
       show_recap:
-        description: Whether to print the recap. Switch it off when the standard output must stay machine-readable.
+        description: Whether to print recaps. Switch it off when the standard output must stay machine-readable.
         type: bool
         default: true
         ini: [{section: churten, key: timings_recap}]
         env: [{name: CHURTEN_TIMINGS_RECAP}]
+      show_roles:
+        description: Whether to print a recap of roles, too.
+        type: bool
+        default: false
+        ini: [{section: churten, key: timings_roles}]
+        env: [{name: CHURTEN_TIMINGS_ROLES}]
+      show_hosts:
+        description:
+          - Whether to print a recap of hosts, too. For each it shows how long it was busy and how long nothing ran for it.
+          - On screens of 100 columns or more, it also shows waiting, connecting, remote work and the controller's share.
+        type: bool
+        default: false
+        ini: [{section: churten, key: timings_hosts}]
+        env: [{name: CHURTEN_TIMINGS_HOSTS}]
       log_path:
         description:
           - File to append JSON lines to, for example V(/tmp/ansible-timings.log). Unset is no log.
@@ -47,6 +68,20 @@ DOCUMENTATION = """
         type: str
         ini: [{section: churten, key: timings_log}]
         env: [{name: CHURTEN_TIMINGS_LOG}]
+      log_max_size:
+        description:
+          - A run that finds O(log_path) or O(worker_log) at this size or larger puts it aside as C(LOG.1) first, C(LOG.1) as C(LOG.2), and so on.
+          - A number of bytes, or with C(K), C(M) or C(G). V(0) is no limit. The lines of one run are never in two files.
+        type: str
+        default: "0"
+        ini: [{section: churten, key: timings_log_max_size}]
+        env: [{name: CHURTEN_TIMINGS_LOG_MAX_SIZE}]
+      log_keep:
+        description: How many old logs are kept, at least one.
+        type: int
+        default: 5
+        ini: [{section: churten, key: timings_log_keep}]
+        env: [{name: CHURTEN_TIMINGS_LOG_KEEP}]
       log_items:
         description:
           - How the log names the items of loops. V(number) counts them from 0; V(label) also writes what the screen shows of them.
