@@ -156,6 +156,33 @@ def test_report_prints_the_same_rows(run, tmp_path):
     assert report(tmp_path / "missing").returncode == 1
 
 
+def test_recaps_of_roles_and_hosts(tmp_path):
+    role = tmp_path / "roles" / "web" / "tasks"
+    role.mkdir(parents=True)
+    (role / "main.yml").write_text("- {name: in role, command: 'true'}\n")
+    text = "- {hosts: all, gather_facts: false, roles: [web], tasks: [{name: fails, command: 'false', ignore_errors: true}]}\n"
+    options = {"CHURTEN_TIMINGS_ROLES": "1", "CHURTEN_TIMINGS_HOSTS": "1", "CHURTEN_TIMINGS_SORT_BY": "name"}
+    done = timed(tmp_path, text, CHURTEN_WORKER_LOG=tmp_path / "w.log", **options)
+    roles, hosts = done.stdout.partition("ROLES RECAP **")[2].split("HOSTS RECAP **")
+    rows = re.findall(r"(?m)^(\S.*?) -+ (\d+) +(\d+) +[\d.]+s +(\d+) % +[\d.]+s +[\d.]+s$", roles)
+    assert [row[:3] for row in rows] == [("web", "3", "3"), ("(no role)", "3", "3")]
+    assert sum(int(row[3]) for row in rows) in (99, 100, 101)
+    rows = re.findall(r"(?m)^(\S+) -+ (\d+) +([\d.]+)s +([\d.]+)s$", hosts)
+    total = float(re.search(r"(?m)^total -+ +([\d.]+)s$", done.stdout)[1])
+    assert [row[:2] for row in rows] == [("h3", "2"), ("h2", "2"), ("h1", "2")]
+    assert all(float(busy) + float(idle) == pytest.approx(total, abs=0.03) for _, _, busy, idle in rows)
+    assert re.search(r"(?m)^slots: on average \d\.\d of 5 busy \(\d+ %\)$", done.stdout)
+    # A stock strategy has no numbers for its workers: the callback gives them some.
+    work = (tmp_path / "w.log").read_text()
+    assert "Max workers set to 5" in work and work.count("completed fails for h") == 3
+    assert {line.rpartition("active: ")[2] for line in work.splitlines() if "processing" in line} <= {"1/5)", "2/5)", "3/5)"}
+
+
+def test_colours_are_ansibles(tmp_path):
+    shown = timed(tmp_path, SMALL, ANSIBLE_FORCE_COLOR="1", ANSIBLE_NOCOLOR="0", ANSIBLE_COLOR_OK="purple").stdout
+    assert re.search(r"\x1b\[0;35ma -+ 3 ", shown) and "\x1b[0;35mtotal" not in shown
+
+
 SMALL = "- {hosts: all, gather_facts: false, tasks: [{name: a, debug: }, {name: b, debug: }]}\n"
 
 
@@ -184,6 +211,8 @@ def test_options(tmp_path):
     assert "(1 of 2 tasks not shown)" in shown
     shown = timed(tmp_path, SMALL, CHURTEN_TIMINGS_MIN_SECONDS="1000").stdout
     assert "(2 of 2 tasks not shown)" in shown
+    wrong = timed(tmp_path, SMALL, CHURTEN_TIMINGS_LOG_MAX_SIZE="much")
+    assert "log_max_size must be a size like 100M" in wrong.stderr and "TASKS RECAP" not in wrong.stdout
     wrong = timed(tmp_path, SMALL, CHURTEN_TIMINGS_TASK_OUTPUT_LIMIT="many")
     assert "task_output_limit" in wrong.stderr and "TASKS RECAP" not in wrong.stdout
     done = command("doc", tmp_path, "-t", "callback", "--json", "churten.core.timings")
@@ -258,6 +287,56 @@ def test_a_forked_child_does_not_write(tmp_path):
     assert (tmp_path / "t.log").read_text() == "parent\nparent\n"
 
 
+def test_rotation(tmp_path):
+    path, said = tmp_path / "t.log", []
+    how = log.Rotation(max_bytes=10, keep=2)
+    for number in range(5):
+        file = log.LineFile(str(path), said.append, rotation=how)
+        assert file.write(f"run {number}, a line") and file.write("and another")  # a run is never cut
+    names = {p.name: p.read_text().split(",")[0] for p in tmp_path.iterdir()}
+    assert names == {"t.log": "run 4", "t.log.1": "run 3", "t.log.2": "run 2"} and said == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_rotation_replaces_only_what_is_a_log(tmp_path):
+    path, said = tmp_path / "t.log", []
+    path.write_text("a long line\n")
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "t.log.2").symlink_to(target)
+    file = log.LineFile(str(path), said.append, rotation=log.Rotation(5, 2))
+    assert file.write("one") and len(said) == 1 and "t.log.2 would be replaced" in said[0] and "link" in said[0]
+    assert path.read_text() == "a long line\none\n" and target.read_text() == "precious"
+
+
+def test_runs_that_begin_at_once_rotate_once(tmp_path):
+    path = tmp_path / "t.log"
+    path.write_text("x" * 100 + "\n")
+
+    def begin(number):
+        file = log.LineFile(str(path), print, rotation=log.Rotation(100, 9))
+        for _ in range(20):
+            assert file.write(f"run {number}")
+
+    children = []
+    for number in range(8):
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                begin(number)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 8
+    kept = sorted(tmp_path.iterdir())
+    lines = [line for file in kept for line in file.read_text().splitlines()]
+    # 160 lines of 6 bytes are too many for one file of 100: who came late may have put the next one aside.
+    assert len(lines) == 161 and all(lines.count(f"run {number}") == 20 for number in range(8))
+    for number in range(8):
+        assert sum(f"run {number}\n" in file.read_text() for file in kept) == 1
+
+
 def result(host, uuid, at, seconds, name="t", path="f:1", **more):
     fixed = {"play": "p", "play_uuid": "p", "action": "a", "role": None, "status": "ok", "items": None, "started": ""}
     return Result(**fixed, task=name, uuid=uuid, host=host, at=at, seconds=seconds, path=path, **more)
@@ -273,6 +352,13 @@ def test_figures_under_free():
     assert (a.count, a.sum_s, a.span_s, a.max_s, a.max_host) == (3, 12.0, 10.0, 10.0, "h2")
     assert (b.count, b.sum_s, b.span_s) == (3, 3.0, 10.0)
     assert model.wall_s == 11.0
+    assert (a.percentile(50), a.percentile(95), a.percentile(1)) == (1.0, 10.0, 1.0)
+    assert model.busy == pytest.approx(15 / 11)
+    wide = list(recap.lines(model, recap.Look(columns=120, sort_by="p50"), with_date=False))
+    assert wide[1].split() == ["task", "count", "sum", "span", "p50", "p95", "max", "host"]
+    assert wide[2].split()[2:] == ["3", "12.00s", "10.00s", "1.00s", "10.00s", "10.00s", "h2"] and len(wide[2]) <= 120
+    host = list(recap.host_lines(model, recap.Look(columns=120)))
+    assert host[1].text.split()[2:] == ["2", "11.00s", "0.00s", "-", "-", "-", "-"]
     text = list(recap.lines(model, recap.Look(sort_order="ascending"), with_date=False))
     assert [line.split()[0] for line in text[2:4]] == ["B", "A"]
 
