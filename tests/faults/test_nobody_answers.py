@@ -27,6 +27,27 @@ HOLES = HOSTS // 2 if HOSTS > 70 else 60
 TIMEOUT_S = 10 if HOSTS > 70 else 4
 TWO_TASKS = "- hosts: all\n  gather_facts: false\n  tasks:\n    - ping:\n      name: one\n    - ping:\n      name: two\n"
 
+TIMED = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - block:
+        - ping: {data: "{{ item }}"}
+          name: one
+          loop: [1, 2]
+          timeout: 1
+      rescue:
+        - debug: {msg: "{{ ansible_failed_result.results | map(attribute='msg') | list }}"}
+          name: rescued
+    - ping:
+      name: two
+      timeout: 1
+      ignore_errors: true
+    - command: echo last
+      name: last
+      when: inventory_hostname is match('fine')
+"""
+
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
@@ -191,3 +212,25 @@ def test_the_second_address_of_a_name(fresh, top, names, hole):
         assert ours.one("one")["result"]["msg"] == stock.one("one")["result"]["msg"]
     finally:
         far.stop()
+
+
+@pytest.mark.row("A2")
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["linear", "free"])
+def test_a_timeout_of_a_task_that_has_lent_its_worker(fresh, everywhere, hole, strategy):
+    """It ends while it is connecting and has no worker: the verdict, the items after it and the rescue are stock's."""
+    port = free_port("127.0.12.9")
+    lines = []
+    for n in range(4):
+        hole(f"127.0.12.{10 + n}", port)
+        lines.append(everywhere.line(f"hole{n}", ansible_host=f"127.0.12.{10 + n}", ansible_port=port))
+    lines += [everywhere.line(f"fine{n}", ansible_host=f"127.0.12.{20 + n}") for n in range(3)]
+    runs = [
+        fresh(TIMED, *lines, ANSIBLE_FORKS="2", ANSIBLE_TIMEOUT="30", ANSIBLE_STRATEGY=prefix + strategy)
+        for prefix in ("", "churten.core.")
+    ]
+    hosts = sorted({line["host"] for line in runs[0].results})
+    assert len(hosts) == 7
+    stock, ours = ([[(x["task"], x["status"], x["result"].get("msg")) for x in run.results if x["host"] == h] for h in hosts] for run in runs)
+    assert ours == stock
+    assert runs[1].rc == runs[0].rc
