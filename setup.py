@@ -159,7 +159,7 @@ setup(
         *collection,
     ],
     package_dir=collection,
-    package_data={"": ["*.json", "*.pyi", "py.typed"]},
+    package_data={"": ["*.json", "*.pyi", "py.typed", "*.html", "*.css", "*.js"]},
     ext_modules=[
         Extension(
             "churten._core",

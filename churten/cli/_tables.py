@@ -6,6 +6,8 @@ import shutil
 import sys
 import typing as t
 
+from churten.timings.workers import one_line
+
 
 def table(head: t.Sequence[str], rows: t.Sequence[t.Sequence[object]], stretch: int = 0) -> t.Iterator[str]:
     """Lines of a table. Columns whose heading begins with '<' are text. `stretch`: the column that is cut when the terminal is too narrow."""
@@ -48,5 +50,4 @@ def spark(values: t.Iterable[float | None]) -> str:
 
 
 def _text(cell: object) -> str:
-    text = "" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
-    return "".join(char if char.isprintable() else " " for char in text)
+    return one_line("" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell))

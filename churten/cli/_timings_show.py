@@ -12,11 +12,15 @@ import typing as t
 
 from churten.timings import analysis, chain
 from churten.timings import compare as comparing
+from churten.timings import export as exporting
+from churten.timings import html as page
 from churten.timings.columns import Columns, read
 from churten.timings.compare import Totals
 from churten.timings.model import Figures
 from churten.timings.reading import Log, Run, Unreadable
+from churten.timings.workers import one_line
 
+from . import _output
 from ._tables import bar, percent, seconds, spark, table
 
 SLOWER = 3  # exit code: a task became slower
@@ -260,7 +264,7 @@ def trend(arguments: argparse.Namespace) -> int:
     _print(table(("<task", "runs", "median", "newest", "factor", "<per host, oldest first", "<"), rows))
     _more(len(tasks), arguments.limit, "tasks")
     for task in slow:
-        print(f"slow: {_line(task.task)} took {task.newest_s:.2f}s per host, {task.factor:.1f} times its median of {task.median_s:.2f}s")
+        print(f"slow: {one_line(task.task)} took {task.newest_s:.2f}s per host, {task.factor:.1f} times its median of {task.median_s:.2f}s")
     if len(totals) <= limits.earlier:
         print(f"too few runs to judge: {len(totals) - 1} before the newest, {limits.earlier} are needed (--earlier)")
     return SLOWER if slow else 0
@@ -278,7 +282,7 @@ def history(paths: list[str], playbook: str | None, most: int) -> list[Totals]:
         chosen = [pair for pair in known if pair[1].fact("playbook") == wanted][-most:]
         if not chosen:
             names = sorted({run.fact("playbook") for _, run in known})
-            raise Unreadable(f"no run of {playbook!r} in {', '.join(paths)}; there is {', '.join(names)}")
+            raise Unreadable(f"no run of {playbook!r} in {', '.join(paths)}; there is {one_line(', '.join(names))}")
         totals = [Totals(run, log.results(run)) for log, run in chosen]
         for log in logs:
             skipped(log)
@@ -287,12 +291,35 @@ def history(paths: list[str], playbook: str | None, most: int) -> list[Totals]:
 
 def export(arguments: argparse.Namespace) -> int:
     """`timings export`."""
-    raise Unreadable("not yet")
+    with Log(arguments.log) as log:
+        run = _one(log, arguments.run_id, "--run")
+        _write(arguments.output, exporting.FORMATS[arguments.format](log, run))
+        skipped(log)
+    return 0
+
+
+def _write(path: str | None, pieces: t.Iterable[str]) -> None:
+    try:
+        _output.write(path, pieces)
+    except BrokenPipeError:
+        raise
+    except OSError as ex:
+        raise Unreadable(f"{path or 'the standard output'} is not written: {ex.strerror or ex}") from ex
 
 
 def html(arguments: argparse.Namespace) -> int:
     """`timings html`."""
-    raise Unreadable("not yet")
+    with Log(arguments.log) as log:
+        run = _one(log, arguments.run_id, "--run")
+        columns = read(log, run)
+        if not len(columns):
+            raise Unreadable(f"run {run.id} of {arguments.log} has no results")
+        before = [one for one in log.runs.values() if one.results and one.fact("playbook") == run.fact("playbook")]
+        before = before[: before.index(run) + 1][-21:]
+        totals = [Totals(one, log.results(one)) for one in before] if len(before) > 1 else []
+        skipped(log)
+    _write(arguments.output, page.report(run, columns, totals, arguments.max_results))
+    return 0
 
 
 def _columns(arguments: argparse.Namespace) -> tuple[Run, Columns]:
@@ -356,10 +383,6 @@ def _more(count: int, limit: int | None, what: str) -> None:
 def _print(lines: t.Iterable[str]) -> None:
     for line in lines:
         print(line)
-
-
-def _line(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _round_up(least: float) -> float:

@@ -24,6 +24,7 @@ class Group:
     max_at: str  # the host, or for a host the task, that took longest
     span_s: float  # wall time from the first start to the last end
     path: str | None = None
+    play: str = ""
 
 
 def quantile(ordered: t.Sequence[float], share: float) -> float:
@@ -34,7 +35,10 @@ def quantile(ordered: t.Sequence[float], share: float) -> float:
 
 
 def top(columns: Columns, by: str) -> list[Group]:
-    """Groups by "tasks", "hosts" or "roles", the largest sum first. Tasks outside of roles count for their play."""
+    """Groups by "tasks", "hosts", "roles" or "names", the largest sum first.
+
+    Tasks outside of roles count for their play. By names, tasks of one name in a play count together.
+    """
     tasks, hosts, plays = columns.tasks, columns.hosts, columns.plays
     if by == "tasks":
         keys: t.Sequence[int] = columns.row
@@ -45,6 +49,10 @@ def top(columns: Columns, by: str) -> list[Group]:
         named: dict[str, int] = {}
         of_row = [named.setdefault(task.role or f"(play: {plays[task.play]})", len(named)) for task in tasks]
         keys, names = array.array("I", (of_row[row] for row in columns.row)), list(named)
+    elif by == "names":
+        pairs: dict[tuple[str, str], int] = {}
+        of_row = [pairs.setdefault((plays[task.play], task.name), len(pairs)) for task in tasks]
+        keys, names = array.array("I", (of_row[row] for row in columns.row)), [name for _, name in pairs]
     else:
         raise ValueError(by)
     times = [array.array("d") for _ in names]
@@ -75,6 +83,7 @@ def top(columns: Columns, by: str) -> list[Group]:
                 at_most,
                 last[key] - first[key],
                 tasks[key].path if by == "tasks" else None,
+                plays[tasks[columns.row[where]].play] if by in ("tasks", "names") else "",
             )
         )
         times[key] = array.array("d")
@@ -191,9 +200,10 @@ def active(columns: Columns) -> list[tuple[float, int]]:
     change = array.array("i", bytes(4 * bins))
     for at, end in zip(columns.at, columns.end, strict=True):
         change[int(max(0.0, at) / width)] += 1
-        change[int(end / width)] -= 1
+        # A little earlier: a task that begins when another ends does not run beside it.
+        change[int(max(at, 0.0, end - 1e-5) / width)] -= 1
     found, running = [(0.0, 0)], 0
-    for number, step in enumerate(change):
+    for number, step in enumerate(change):  # changes within one bin cancel out
         if step:
             running += step
             found.append((number * width, running))

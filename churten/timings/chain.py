@@ -96,10 +96,12 @@ def critical_path(columns: Columns) -> Chain:
     of_row = [task.play for task in columns.tasks]
     links: list[Link] = []
     own = _own_before(columns, of_row)
+    # With a slot for every host nobody waits for one, whatever else passes until a task begins.
+    scarce = columns.slots is None or len(columns.rows.hosts) > columns.slots
     i = len(columns) - 1
     until = columns.end[i] if i >= 0 else 0.0
     while i >= 0:
-        cause, before = _cause(columns, steps, of_row, own, i)
+        cause, before = _cause(columns, steps, of_row, own, i, scarce)
         # A slot may be free a moment before its last result is handled: the chain leaves the link before when the next began.
         begin = min(columns.at[i], until)
         came_from = min(columns.end[before], begin) if before >= 0 else 0.0
@@ -122,11 +124,11 @@ def _own_before(columns: Columns, of_row: list[int]) -> array.array[int]:
     return found
 
 
-def _cause(columns: Columns, steps: list[bool], of_row: list[int], own: array.array[int], i: int) -> tuple[str, int]:
+def _cause(columns: Columns, steps: list[bool], of_row: list[int], own: array.array[int], i: int, scarce: bool) -> tuple[str, int]:
     """Why result `i` did not begin before, and the result that it waited for (-1: none). That one began earlier, so the walk ends."""
     at, queue = columns.at[i], columns.queue[i]
     waited = max(0.0, queue)
-    if waited > TOLERANCE:
+    if waited > TOLERANCE and scarce:
         before = _slot_before(columns, i)
         if before >= 0 and columns.end[before] > at - waited - TOLERANCE:
             return "slot", before
@@ -144,8 +146,7 @@ def _cause(columns: Columns, steps: list[bool], of_row: list[int], own: array.ar
         return "slot", _slot_before(columns, i)  # other hosts have done this task already: nobody measured the wait
     before = own[i]
     if before >= 0 and (columns.at[before], before) < (at, i):
-        crowded = queue == UNKNOWN and columns.slots is not None and len(columns.rows.hosts) > columns.slots
-        if crowded and last >= 0 and columns.end[last] > columns.end[before] + 50 * TOLERANCE:
+        if scarce and queue == UNKNOWN and columns.slots and last >= 0 and columns.end[last] > columns.end[before] + 50 * TOLERANCE:
             return "slot", last
         return "host", before
     if last < 0:

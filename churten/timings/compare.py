@@ -11,6 +11,7 @@ import typing as t
 
 from .model import Result
 from .reading import Run
+from .workers import one_line
 
 Key = tuple[str, str]  # play, task
 
@@ -187,7 +188,7 @@ def orchestrator(a: Totals, b: Totals, peak: Peak, environment: str | None, acti
     yield "**Logs clés**:"
     yield "```"
     yield f"[churten] Running in {f'PARALLEL mode with {slots} workers' if parallel else 'SEQUENTIAL mode'}"
-    task, host = (" ".join(text.replace("`", "'").split()) for text in (peak.task, peak.host))
+    task, host = (one_line(text).replace("`", "'") for text in (peak.task, peak.host))
     yield f"[churten] Worker {worker} processing: {task} for server {host} (active: {peak.active}/{slots})"
     yield "```"
     yield ""
@@ -207,4 +208,4 @@ def duration(seconds: float) -> str:
 
 def _plain(text: str) -> str:
     """One line without what Markdown would take for a mark."""
-    return "".join(" " if not char.isprintable() else "\\" + char if char in "`*_[]<>#|\\" else char for char in text)
+    return "".join("\\" + char if char in "`*_[]<>#|\\" else char for char in one_line(text))

@@ -19,6 +19,7 @@ import typing as t
 
 from . import foreign, log
 from .model import Result
+from .workers import one_line
 
 LONGEST_LINE = 16 << 20  # bytes; a longer one is no line of a log
 _RESULT = b'{"v":1,"ev":"result","run":"'
@@ -78,7 +79,7 @@ class Run:
             text = f"{self.fact('playbook')}, started {self.fact('started')}"
             if self.fact("ansible"):
                 text += f", ansible-core {self.fact('ansible')}"
-        return text + ("" if self.seconds is not None else " (did not end)")
+        return one_line(text) + ("" if self.seconds is not None else " (did not end)")
 
 
 class Log:
