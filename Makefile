@@ -53,6 +53,12 @@ build/posix/ansible_collections: dev
 	$(BIN)/pip download -q --no-deps --only-binary :all: -d build/posix 'ansible==12.*'
 	cd build/posix && $(CURDIR)/$(BIN)/python -c "import glob, zipfile; z = zipfile.ZipFile(glob.glob('ansible-*.whl')[0]); \
 	    z.extractall(members=[n for n in z.namelist() if n.startswith('ansible_collections/ansible/posix/')])" && rm ansible-*.whl
+test-browser: dev  ## the HTML report in a headless Chromium (apt-get install chromium)
+	$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install -q playwright
+	$(PYTEST) tests/browser
+pictures: dev  ## docs/pictures, from a real run over lab hosts (apt-get install chromium)
+	$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install -q playwright
+	$(BIN)/python tests/browser/pictures.py
 lint: dev  ## ruff, mypy, layers, exports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -80,4 +86,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays posix conformance conformance-smoke lines test-matrix lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays posix conformance conformance-smoke lines test-matrix test-browser pictures lint bench asan fuzz clean

@@ -311,7 +311,8 @@
     if (meta.slots) {
       pen.strokeStyle = colour.limit;
       pen.setLineDash([5, 4]);
-      pen.beginPath(); pen.moveTo(GUTTER, y(meta.slots)); pen.lineTo(width, y(meta.slots)); pen.stroke();
+      const at = Math.round(y(meta.slots)) + 0.5;
+      pen.beginPath(); pen.moveTo(GUTTER, at); pen.lineTo(width, at); pen.stroke();
       pen.setLineDash([]);
       pen.fillStyle = colour.limit;
       pen.fillText(`${meta.slots} slots`, 4, 48);
@@ -356,9 +357,13 @@
         else if (data.controller[i] === NONE) put(dim + "task", GUTTER + x, y, wide, h);
         else {
           const connect = data.connect[i] === NONE ? 0 : data.connect[i] * scale, remote = data.remote[i] === NONE ? 0 : data.remote[i] * scale;
-          put(dim + "controller", GUTTER + x, y, wide, h);
-          if (remote > 0.3) put(dim + "remote", GUTTER + x + connect, y, Math.min(remote, Math.max(0, wide - connect)), h);
-          if (connect > 0.3) put(dim + "connect", GUTTER + x, y, Math.min(connect, wide), h);
+          // Where there is no room for its parts, the longest of them stands for the task.
+          if (wide < 2) put(dim + (remote * 2 > wide ? "remote" : connect * 2 > wide ? "connect" : "controller"), GUTTER + x, y, wide, h);
+          else {
+            put(dim + "controller", GUTTER + x, y, wide, h);
+            if (remote > 0.3) put(dim + "remote", GUTTER + x + connect, y, Math.min(remote, Math.max(0, wide - connect)), h);
+            if (connect > 0.3) put(dim + "connect", GUTTER + x, y, Math.min(connect, wide), h);
+          }
           if (data.status[i] === 3 || data.status[i] === 5) marks.push(GUTTER + x, y, wide, h);
         }
         if (view.chain && inChain[i]) chained.push(GUTTER + x, y, wide, h);
