@@ -4,7 +4,8 @@ BIN = .venv/bin
 PYTEST = $(BIN)/pytest -q -p no:cacheprovider
 HOSTS ?= 10
 REPEAT ?= 3
-SCENARIO ?= cmd20x20
+SCENARIO ?=
+ONLY ?=
 SECONDS ?= 60
 COUNT ?= 300
 TASKS ?= 100000
@@ -63,8 +64,12 @@ lint: dev  ## ruff, mypy, layers, exports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(PYTEST) tests/lint
-bench: dev  ## SCENARIO=cmd20x20 REPEAT=3: stock, Mitogen and churten in turn
-	$(BIN)/python benchmarks/run.py --scenario $(SCENARIO) --repeat $(REPEAT)
+bench: dev  ## all scenarios that fit in 20 minutes; SCENARIO=cmd20x20 REPEAT=3 ONLY="churten free,mitogen free": one (README=1: into README.md)
+	@$(MAKE) -s build/pyinfra/bin/pyinfra || echo "pyinfra could not be installed and will be skipped"
+	$(BIN)/python benchmarks/run.py $(if $(SCENARIO),--scenario $(SCENARIO) --repeat $(REPEAT)) $(if $(ONLY),--only "$(ONLY)") $(if $(README),--readme)
+build/pyinfra/bin/pyinfra:
+	$(PYTHON) -m venv build/pyinfra
+	build/pyinfra/bin/pip install -q --upgrade pyinfra
 asan: dev  ## unit and native tests under ASan and UBSan
 	$(MAKE) -C tests/unit test CH_SANITIZE=1
 	CH_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib

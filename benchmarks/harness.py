@@ -13,6 +13,7 @@ import stat
 import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from churten.lab import procs
@@ -29,6 +30,16 @@ def recap(output: str) -> dict[str, str]:
         if match:
             found[match[1]] = " ".join(match[2].split())
     return found
+
+
+def pyinfra_recap(output: str) -> dict[str, str]:
+    """The same from pyinfra's output: each operation that a host reports as done has changed something."""
+    counts: dict[str, int] = {}
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines():
+        match = re.match(r"\s+\[(\S+)\] Success\s*$", line)
+        if match:
+            counts[match[1]] = counts.get(match[1], 0) + 1
+    return {host: f"ok={n} changed={n} unreachable=0 failed=0 skipped=0 rescued=0 ignored=0" for host, n in counts.items()}
 
 
 def tree(hosts: Path, name: str) -> dict[str, tuple[object, ...]]:
@@ -48,10 +59,10 @@ def tree(hosts: Path, name: str) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def adopt_orphans() -> None:
-    """From now on the background processes that a run leaves behind become our children: their CPU can be counted."""
+def adopt_orphans(wanted: bool = True) -> None:
+    """From now on the background processes that a run leaves behind become our children: their CPU can be counted. Or no longer."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
@@ -65,21 +76,33 @@ class Measure:
     background_cpu: float  # the same of what it left running: the pool, ssh masters
     peak_mb: float  # highest sampled sum of PSS over all of these processes
     output: str
+    begin: float = 0.0  # CLOCK_MONOTONIC, seconds
+    curve: list[tuple[float, float]] = dataclasses.field(default_factory=list)  # (seconds from begin, CPU seconds until then)
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)  # what else was measured; figures.py
 
 
 class Sampler(threading.Thread):
-    """Looks at the memory of all our descendants once a second."""
+    """Looks at the memory and the CPU time of all our descendants once a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.peak_kb = 0
+        self.curve: list[tuple[float, float]] = []  # (monotonic seconds, CPU seconds)
         self.stop = threading.Event()
 
     def run(self) -> None:
         pause = 0.4  # short runs get a sample, too
         while not self.stop.wait(pause):
             pause = 1.0
-            self.peak_kb = max(self.peak_kb, sum(pss_kb(pid) for pid in procs.descendants([os.getpid()])))
+            found = procs.descendants([os.getpid()])
+            self.curve.append((time.monotonic(), living_cpu(found)))
+            self.peak_kb = max(self.peak_kb, sum(pss_kb(pid) for pid in found))
+
+
+def living_cpu(pids: Iterable[int]) -> float:
+    """User + system seconds of these processes and of the children they have waited for."""
+    ticks = sum(int(field) for pid in pids for field in procs.stat_fields(pid)[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def pss_kb(pid: int) -> int:
@@ -98,10 +121,13 @@ def children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def run(command: list[str], environment: dict[str, str], log: Path, timeout: float) -> Measure:
-    """Runs the command, ends what it leaves behind, and accounts for both. `adopt_orphans()` must have been called."""
+def run(command: list[str], environment: dict[str, str], log: Path, timeout: float, keep: bool = False) -> Measure:
+    """Runs the command, ends what it leaves behind (unless `keep`), and accounts for both. `adopt_orphans()` must have been called.
+
+    What an earlier run with `keep` left is ended now; of its CPU time only what it used during this run counts.
+    """
     reap_all()
-    before = children_cpu()
+    before = children_cpu() + living_cpu(procs.descendants([os.getpid()]))
     sampler = Sampler()
     with log.open("wb") as file:
         begin = time.monotonic()
@@ -118,14 +144,18 @@ def run(command: list[str], environment: dict[str, str], log: Path, timeout: flo
         wall = time.monotonic() - begin
         sampler.stop.set()
     sampler.join()
-    end_leftovers()
+    if not keep:
+        end_leftovers()
+    after = children_cpu() + living_cpu(procs.descendants([os.getpid()]))
     return Measure(
         code=code,
         wall=wall,
         controller_cpu=own,
-        background_cpu=max(0.0, children_cpu() - before - own),
+        background_cpu=max(0.0, after - before - own),
         peak_mb=sampler.peak_kb / 1024,
         output=log.read_text(errors="replace"),
+        begin=begin,
+        curve=[(at - begin, cpu) for at, cpu in sampler.curve],
     )
 
 
@@ -151,7 +181,7 @@ def reap_all() -> None:
 
 
 def end_leftovers() -> None:
-    """Every run starts cold: pool, agents and ssh masters of the run before are ended and collected."""
+    """A run starts cold: pool, agents and ssh masters of the run before are ended and collected."""
     procs.end(procs.descendants([os.getpid()]))
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:

@@ -1,59 +1,41 @@
 """Runs the contenders in turn over lab hosts and compares time, CPU, memory and results.
 
-See README.md beside this file for what makes it fair. Results: benchmarks/results/SCENARIO-TIME.{json,md}.
+Without a scenario: all that fit into 20 minutes, and one summary. See README.md beside this file for what makes it fair.
+Results: benchmarks/results/SCENARIO-TIME.{json,md}, summary-TIME.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
 import compileall
-import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import yaml
+import contenders as who
+import figures
+import report
+import scenario as scenarios
 from contenders import Contender, all_contenders
-from harness import Measure, adopt_orphans, recap, run, tree
+from harness import Measure, end_leftovers, pyinfra_recap, recap, run, tree
+from scenario import Scenario
+from surroundings import Hosts, hosts
 
 import churten
-from churten.lab import Lab
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
 TIMEOUT = 1800.0
-
-
-@dataclasses.dataclass
-class Scenario:
-    """scenarios/NAME.yml."""
-
-    name: str
-    title: str
-    hosts: int
-    forks: int
-    playbook: str  # path relative to benchmarks/
-    tasks: int = 0  # per host, for the title only
-    state: str = ""  # directory below lab_dir that the play fills: emptied before, compared after each run
-    settings: dict[str, str] = dataclasses.field(default_factory=dict)  # further environment for everybody
-
-
-def load(name: str) -> Scenario:
-    path = HERE / "scenarios" / f"{name}.yml"
-    if not path.exists():
-        known = sorted(p.stem for p in (HERE / "scenarios").glob("*.yml"))
-        raise SystemExit(f"no scenario {name}; there are: {', '.join(known)}")
-    return Scenario(name=name, **yaml.safe_load(path.read_text()))
+BUDGET = 1200.0  # seconds for all scenarios together
 
 
 def version(package: str) -> str:
@@ -63,199 +45,346 @@ def version(package: str) -> str:
         return "none"
 
 
-def facts(scenario: Scenario, repeat: int) -> dict[str, str]:
-    """What a reader must know to judge the numbers."""
+def pyinfra_version() -> str:
+    if not who.PYINFRA.exists():
+        return "none"
+    words = [str(who.PYINFRA.with_name("python")), "-c", "import importlib.metadata as m; print(m.version('pyinfra'))"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def machine() -> dict[str, str]:
+    """What a reader must know of machine and programs to judge the numbers."""
     ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr.strip()
     model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     return {
-        "scenario": f"{scenario.name}: {scenario.title}",
-        "hosts, forks": f"{scenario.hosts} hosts on loopback (controller and hosts share the cores), forks {scenario.forks}",
-        "runs": f"{repeat} of each, in turn; medians; every run starts cold (no kept session, no fact cache)",
-        "stock and all": "pipelining on, ControlPersist 60s, no compression, host keys checked, interpreter given",
-        "versions": f"ansible-core {version('ansible-core')}, mitogen {version('mitogen')}, churten {version('churten')}, "
-        f"Python {platform.python_version()}, {ssh.split(',')[0]}",
+        "versions": f"ansible-core {version('ansible-core')}, mitogen {version('mitogen')}, pyinfra {pyinfra_version()}, "
+        f"churten {version('churten')}, Python {platform.python_version()}, {ssh.split(',')[0]}",
         "machine": f"{os.cpu_count()} cores ({(model or ['unknown'])[0]}), {platform.system()} {platform.release()}",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-class Bench:
-    """One scenario in a lab of its own."""
+def facts(scenario: Scenario, repeats: str) -> dict[str, str]:
+    """The same of one scenario."""
+    world = scenario.world
+    far = f", {world.rtt_ms:g} ms round trip through a delay proxy" if world.rtt_ms else ""
+    start = {
+        "": "every run starts cold (no kept session, no fact cache)",
+        "warm": "measured is the second of two runs; sessions, agents, ssh masters of the first are kept",
+        "files": "measured is the second of two runs; of the first its files are kept (fact cache), but no session",
+    }[scenario.second]
+    given = "discovered by Ansible" if world.discover else "given"
+    return {
+        "scenario": f"{scenario.name}: {scenario.title}",
+        "hosts, forks": f"{scenario.hosts} hosts on loopback{far} (controller and hosts share the cores), forks {scenario.forks}",
+        "runs": f"{repeats}, in turn; medians; {start}",
+        "stock and all": f"pipelining on, ControlPersist 60s, no compression, host keys checked, interpreter {given}",
+        **machine(),
+    }
 
-    def __init__(self, scenario: Scenario, lab: Lab, base: Path) -> None:
+
+class Bench:
+    """One scenario on hosts of its own."""
+
+    def __init__(self, scenario: Scenario, world: Hosts, base: Path) -> None:
         self.scenario = scenario
-        self.lab = lab
+        self.world = world
         self.base = base
         self.count = 0
 
-    def environment(self, contender: Contender) -> dict[str, str]:
-        """Nothing of the caller's Ansible settings; own directories for every run, so nothing is kept between runs."""
+    def own(self) -> Path:
+        """A directory for one run: control sockets, pool, caches. So nothing is kept between runs that is not meant to be."""
         self.count += 1
         own = self.base / f"r{self.count}"
         own.mkdir()
         (own / "pool").mkdir(mode=0o700)
+        return own
+
+    def environment(self, contender: Contender, own: Path) -> dict[str, str]:
+        """Nothing of the caller's Ansible settings."""
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "CHURTEN_", "MITOGEN_"))}
+        settings = {**self.scenario.settings, **self.scenario.per.get(contender.family, {})}
+        clock = {
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callbacks"),
+            "ANSIBLE_CALLBACKS_ENABLED": "bench_clock",
+            "BENCH_CLOCK": str(own / "clock"),
+        }
         return {
             **keep,
-            "ANSIBLE_CONFIG": str(self.lab.ansible_cfg),
+            "ANSIBLE_CONFIG": str(self.world.lab.ansible_cfg),
             "ANSIBLE_FORKS": str(self.scenario.forks),
             "ANSIBLE_PIPELINING": "True",
             "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=60s",
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(own / "cp"),
             "CHURTEN_POOL_DIR": str(own / "pool"),
-            **self.scenario.settings,
+            **(clock if self.scenario.world.rtt_ms else {}),
+            **{name: str(value).replace("{own}", str(own)) for name, value in settings.items()},
             **contender.settings,
         }
 
-    def once(self, contender: Contender) -> tuple[Measure, dict[str, tuple[object, ...]]]:
-        """One run from a cold start, and what it left on the hosts."""
+    def command(self, contender: Contender, own: Path, playbook: str, limit: int, warm: bool) -> list[str]:
+        kind = {"ansible": self._ansible, "floor": self._floor, "pyinfra": self._pyinfra}[contender.kind]
+        return kind(contender, own, HERE / playbook, limit, warm)
+
+    def _ansible(self, contender: Contender, own: Path, playbook: Path, limit: int, warm: bool) -> list[str]:
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), str(playbook)]
+        if limit:
+            command += ["--limit", f"lab[0:{limit - 1}]"]
+        return command + (["-e", json.dumps(contender.variables)] if contender.variables else [])
+
+    def _floor(self, contender: Contender, own: Path, playbook: Path, limit: int, warm: bool) -> list[str]:
+        import floor
+
+        from churten.transport import bootstrap
+
+        tasks = self.base / f"floor-{playbook.stem}"
+        if not tasks.exists():
+            subprocess.run([sys.executable, str(HERE / "floor.py"), "prepare", str(playbook), str(tasks)], check=True, stdin=subprocess.DEVNULL)
+        names = [host.name for host in self.world.lab.hosts][: limit or None]
+        login = bootstrap.login_command(str(self.world.lab.options.python), floor.NONCE)
+        spec = {
+            "hosts": {name: self.world.ssh(name, login) for name in names},
+            "forks": self.scenario.forks,
+            "warm": warm,
+            "tasks": str(tasks),
+            "errors": str(own),
+        }
+        (own / "spec.json").write_text(json.dumps(spec))
+        return [sys.executable, str(HERE / "floor.py"), "run", str(own / "spec.json")]
+
+    def _pyinfra(self, contender: Contender, own: Path, playbook: Path, limit: int, warm: bool) -> list[str]:
+        names = [host.name for host in self.world.lab.hosts][: limit or None]
+        shared = {
+            "ssh_user": self.world.lab.account,
+            "ssh_key": str(self.world.key),
+            "ssh_known_hosts_file": str(self.world.lab.dir / "known_hosts"),
+            "ssh_strict_host_key_checking": "yes",
+        }
+        each = [(name, {"ssh_hostname": self.world.at[name][0], "ssh_port": self.world.at[name][1]}) for name in names]
+        (own / "inventory.py").write_text(f"lab = ({each!r}, {shared!r})\n")
+        words = [str(who.PYINFRA), "--yes", "--no-wait", "--parallel", str(self.scenario.forks)]
+        return [*words, str(own / "inventory.py"), str(playbook.with_suffix(".py"))]
+
+    def _empty_state(self) -> None:
         if self.scenario.state:
-            for host in self.lab.hosts:
-                shutil.rmtree(self.lab.dir / "hosts" / host.name / self.scenario.state, ignore_errors=True)
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), str(HERE / self.scenario.playbook)]
-        if contender.variables:
-            command += ["-e", json.dumps(contender.variables)]
+            for host in self.world.lab.hosts:
+                shutil.rmtree(self.world.lab.dir / "hosts" / host.name / self.scenario.state, ignore_errors=True)
+
+    def _run(self, contender: Contender, own: Path, playbook: str, limit: int = 0, keep: bool = False, warm: bool = False) -> Measure:
+        command = self.command(contender, own, playbook, limit, warm)
         log = self.base / f"{contender.name.replace(' ', '-')}.log"
-        measure = run(command, self.environment(contender), log, TIMEOUT)
-        state = tree(self.lab.dir / "hosts", self.scenario.state) if self.scenario.state else {}
-        return measure, state
+        measure = run(command, self.environment(contender, own), log, TIMEOUT, keep)
+        for line in measure.output.splitlines():
+            if contender.kind == "floor" and line.startswith("MEASURED "):
+                for name, value in json.loads(line.partition(" ")[2]).items():
+                    setattr(measure, name, value)
+        return measure
+
+    def once(self, contender: Contender) -> tuple[Measure, dict[str, str], dict[str, tuple[object, ...]]]:
+        """One measured run, what it said, and what it left on the hosts."""
+        scenario, own = self.scenario, self.own()
+        self._empty_state()
+        warm = scenario.second == "warm"
+        if scenario.second and contender.keeps and contender.kind == "ansible":
+            first = self._run(contender, own, scenario.playbook, keep=warm)
+            if first.code != 0:
+                end_leftovers()
+                return first, recap(first.output), {}
+            self._empty_state()
+        before = self.world.logins()
+        watch = self.world.watch()
+        measure = self._run(contender, own, scenario.playbook, warm=warm)
+        seen = figures.Seen(scenario, measure, clock=own / "clock", login_at=watch.end() if watch else 0.0)
+        seen.logins = [after - old for old, after in zip(before, self.world.logins(), strict=True)]
+        state = tree(self.world.lab.dir / "hosts", scenario.state) if scenario.state else {}
+        said = pyinfra_recap(measure.output) if contender.kind == "pyinfra" else recap(measure.output)
+        for name, part in scenario.parts.items():
+            if measure.code == 0:
+                found = self._run(contender, self.own(), part.playbook or scenario.playbook, part.limit)
+                if found.code != 0:
+                    return found, {}, {}
+                seen.parts[name] = found
+        measure.figures = figures.compute(seen)
+        return measure, said, state
 
 
-def measure_all(bench: Bench, contenders: list[Contender], repeat: int) -> tuple[dict[str, list[Measure]], list[str]]:
-    """Everybody in turn, `repeat` times; a contender that fails or differs is out, and the reason is said."""
-    results: dict[str, list[Measure]] = {contender.name: [] for contender in contenders}
+Wanted = tuple[dict[str, str], dict[str, tuple[object, ...]]]
+
+
+def problem_of(measure: Measure, seen: Wanted, wanted: Wanted | None) -> str:
+    """Why a run cannot be compared; empty if it can."""
+    if measure.code == 124:
+        return f"not done after {TIMEOUT:.0f} s"
+    if measure.code != 0:
+        return f"exit code {measure.code}: {' / '.join(measure.output.strip().splitlines()[-3:])}"
+    if not seen[0]:
+        return "no recap"
+    if wanted is None:
+        return ""
+    differ = sorted(host for host in seen[0] | wanted[0] if seen[0].get(host) != wanted[0].get(host))
+    if differ:
+        return f"its recap differs for {len(differ)} hosts: {differ[0]} {seen[0].get(differ[0])}, not {wanted[0].get(differ[0])}"
+    files = sorted(path for path in seen[1] | wanted[1] if seen[1].get(path) != wanted[1].get(path))
+    return f"{len(files)} files differ, first {files[0]}" if files else ""
+
+
+def measure_all(bench: Bench, contenders: list[Contender], repeats: Callable[[str], int]) -> tuple[report.Results, list[str]]:
+    """Everybody in turn, as often as `repeats` says; a contender that fails or differs is out, and the reason is said."""
+    results: report.Results = {contender.name: [] for contender in contenders}
     notes: list[str] = []
     out: set[str] = set()
-    wanted: tuple[dict[str, str], dict[str, tuple[object, ...]]] | None = None
-    for turn in range(repeat):
+    wanted: Wanted | None = None
+    most = max((repeats(contender.name) for contender in contenders), default=0)
+    for turn in range(most):
         # Nobody always runs first, or always after the same one.
-        order = contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)] if turn else contenders
+        order = contenders[turn % len(contenders) :] + contenders[: turn % len(contenders)]
         for contender in order:
-            if contender.name in out:
+            if contender.name in out or turn >= repeats(contender.name):
                 continue
-            measure, state = bench.once(contender)
-            seen = (recap(measure.output), state)
-            if wanted is None and measure.code == 0:
-                wanted = seen
-            problem = ""
-            if measure.code != 0:
-                problem = f"exit code {measure.code}: {' | '.join(measure.output.strip().splitlines()[-3:])}"
-            elif not seen[0]:
-                problem = "no recap"
-            elif wanted is not None and seen[0] != wanted[0]:
-                problem = "its recap differs"
-            elif wanted is not None and seen[1] != wanted[1]:
-                problem = f"{sum(1 for k in state | wanted[1] if state.get(k) != wanted[1].get(k))} files differ"
+            measure, said, state = bench.once(contender)
+            seen = (said, state)
+            problem = problem_of(measure, seen, wanted)
             if problem:
                 out.add(contender.name)
                 notes.append(f"{contender.name} is out: {problem}")
                 print(notes[-1], flush=True)
                 continue
+            wanted = wanted or seen
             results[contender.name].append(measure)
+            more = [f"{figures.FIGURES[name].title} {measure.figures[name]:.2f}" for name in bench.scenario.figures if name in measure.figures]
             print(
-                f"{turn + 1}/{repeat} {contender.name:20} {measure.wall:7.2f} s wall  {measure.controller_cpu:6.2f} s CPU"
-                f" + {measure.background_cpu:.2f} s background  {measure.peak_mb:6.0f} MB",
+                f"{turn + 1}/{repeats(contender.name)} {contender.name:20} {measure.wall:7.2f} s wall  {measure.controller_cpu:6.2f} s CPU"
+                f" + {measure.background_cpu:.2f} s background  {measure.peak_mb:6.0f} MB  {', '.join(more)}".rstrip(),
                 flush=True,
             )
     return {name: found for name, found in results.items() if found and name not in out}, notes
 
 
-def table(results: dict[str, list[Measure]]) -> str:
-    """The markdown table: medians, and how many times as fast as stock free and Mitogen free."""
-
-    def median(name: str, field: str) -> float:
-        return statistics.median(getattr(measure, field) for measure in results[name])
-
-    bases = [name for name in ("stock free", "mitogen free") if name in results]
-    lines = ["| | wall s (min - max) | controller CPU s | background CPU s | peak MB |" + "".join(f" vs {b} |" for b in bases)]
-    lines.append("|---|---|---|---|---|" + "---|" * len(bases))
-    for name, measures in results.items():
-        walls = [measure.wall for measure in measures]
-        ratios = "".join(f" {median(base, 'wall') / median(name, 'wall'):.1f}x |" for base in bases)
-        lines.append(
-            f"| {name} | {median(name, 'wall'):.2f} ({min(walls):.2f} - {max(walls):.2f}) | {median(name, 'controller_cpu'):.2f}"
-            f" | {median(name, 'background_cpu'):.2f} | {median(name, 'peak_mb'):.0f} |{ratios}"
-        )
-    return "\n".join(lines)
-
-
-def save(scenario: Scenario, known: dict[str, str], results: dict[str, list[Measure]], notes: list[str], text: str) -> Path:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{scenario.name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}.json"
-    runs = {
-        name: [{k: v for k, v in dataclasses.asdict(measure).items() if k != "output"} for measure in measures]
-        for name, measures in results.items()
-    }
-    path.write_text(json.dumps({"schema": 1, "facts": known, "runs": runs, "notes": notes}, indent=1) + "\n")
-    path.with_suffix(".md").write_text(text)
-    return path
-
-
-def write_readme(scenario: Scenario, repeat: int, known: dict[str, str], shown: str) -> None:
-    """Puts the table between the markers `<!-- bench:NAME -->` and `<!-- /bench -->` of the project's README."""
-    readme = HERE.parent / "README.md"
-    command = f"make bench SCENARIO={scenario.name} REPEAT={repeat}"
-    text = f"{scenario.title}: `{command}` on {known['machine']}, {known['date']};\n{known['versions']}; forks {scenario.forks}.\n\n{shown}"
-    pattern = re.compile(rf"(<!-- bench:{scenario.name} -->\n).*?(<!-- /bench -->)", re.S)
-    old = readme.read_text()
-    if not pattern.search(old):
-        raise SystemExit(f"README.md has no place for {scenario.name} (<!-- bench:{scenario.name} -->)")
-    readme.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", old))
-
-
-def bench(scenario: Scenario, repeat: int, only: list[str], readme: bool) -> int:
-    known = facts(scenario, repeat)
-    for name, value in known.items():
-        print(f"{name}: {value}")
+def choose(scenario: Scenario, only: list[str], everybody: bool) -> tuple[list[Contender], list[str]]:
+    """Who takes part, and why others that were wanted do not."""
+    wanted = only or [*scenario.contenders, *(scenario.on_request if everybody else [])]
     contenders, skipped = [], []
     for contender in all_contenders():
-        if only and contender.name not in only:
+        if contender.name not in wanted:
             continue
         reason = contender.missing()
+        if not reason and contender.kind == "pyinfra" and not (HERE / scenario.playbook).with_suffix(".py").exists():
+            reason = "this scenario has no deploy for it"
         if reason:
             skipped.append(f"{contender.name} is skipped: {reason}")
-            print(skipped[-1])
         else:
             contenders.append(contender)
-    # pip compiles what it installs; a checkout has no compiled files where Python is told not to write them (PYTHONDONTWRITEBYTECODE).
-    compileall.compile_dir(Path(churten.__file__).parent, quiet=1)
+    return contenders, skipped
+
+
+def bench(scenario: Scenario, only: list[str], repeats: Callable[[str], int], everybody: bool = False) -> report.Line:
+    """Measures one scenario, prints and saves it."""
+    begin = time.monotonic()
+    contenders, skipped = choose(scenario, only, everybody)
+    counts = sorted({repeats(contender.name) for contender in contenders})
+    known = facts(scenario, f"{' or '.join(map(str, counts))} of each")
+    for line in [*(f"{name}: {value}" for name, value in known.items()), *skipped]:
+        print(line, flush=True)
     base = Path(tempfile.mkdtemp(prefix="chb-", dir="/var/tmp"))
     base.chmod(0o755)
-    lab = Lab(base / "lab")
     try:
-        # Before adopt_orphans and in a process of its own: what the hosts leave behind is not the controller's.
-        command = [sys.executable, "-m", "churten.cli.main", "lab", "up", "--hosts", str(scenario.hosts), "--dir", str(lab.dir)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        lab = Lab(base / "lab")
-        adopt_orphans()
-        results, notes = measure_all(Bench(scenario, lab, base), contenders, repeat)
-        shown = table(results)
-        text = "\n".join([*(f"- {k}: {v}" for k, v in known.items()), *(f"- {n}" for n in skipped + notes), "", shown, ""])
-        print("\n" + shown)
-        print(f"\nsaved as {save(scenario, known, results, skipped + notes, text)}")
-        if readme:
-            write_readme(scenario, repeat, known, shown)
-        return 1 if notes else 0
+        with hosts(base, scenario.hosts, scenario.world) as world:
+            results, notes = measure_all(Bench(scenario, world, base), contenders, repeats)
     finally:
-        lab.down()
+        end_leftovers()
         shutil.rmtree(base, ignore_errors=True)
+    shown = report.table(scenario, results)
+    text = "\n".join([*(f"- {k}: {v}" for k, v in known.items()), *(f"- {n}" for n in skipped + notes), "", shown, ""])
+    print("\n" + shown)
+    print(f"\nsaved as {report.save(scenario, known, results, skipped + notes, text)}\n", flush=True)
+    return report.Line(scenario, results, notes, time.monotonic() - begin)
+
+
+def bench_all(readme: bool, budget: float) -> int:
+    """Every scenario with a share in the whole, while the time lasts; one that fails does not stop the others."""
+    begin = time.monotonic()
+    lines, notes = [], []
+    for name in scenarios.names():
+        scenario = scenarios.load(name)
+        if scenario.whole is None:
+            notes.append(f"left out: {name} ({scenario.title}): make bench SCENARIO={name}")
+            continue
+        contenders, _ = choose(scenario, scenario.whole.only, False)
+        repeats = whole_repeats(scenario)
+        estimate = scenario.estimate([contender.name for contender in contenders], repeats)
+        if time.monotonic() - begin + estimate > budget:
+            notes.append(f"no time left for {name} ({scenario.title}; about {estimate:.0f} s): make bench SCENARIO={name}")
+            print(notes[-1], flush=True)
+            continue
+        try:
+            lines.append(bench(scenario, scenario.whole.only, repeats))
+        except Exception as error:
+            lines.append(report.Line(scenario, {}, [f"failed: {error}"], 0))
+            print(f"{name} failed: {error}", flush=True)
+    known = machine()
+    shown = report.summary(lines)
+    print("\n".join(notes))
+    print(f"\n{shown}\n\n{time.monotonic() - begin:.0f} s; saved as {report.save_summary(lines, known, notes, shown)}")
+    if readme:
+        caption = f"`make bench` on {known['machine']}, {known['date']};\n{known['versions']}."
+        report.write_readme("summary", caption, shown)
+    return 1 if any(line.notes for line in lines) else 0
+
+
+def whole_repeats(scenario: Scenario) -> Callable[[str], int]:
+    """How often a contender runs in `make bench` without SCENARIO."""
+    whole = scenario.whole or scenarios.Whole()
+    return lambda name: 1 if name in whole.once else whole.repeat
+
+
+def show_list() -> None:
+    total = 0.0
+    for name in scenarios.names():
+        scenario = scenarios.load(name)
+        one = scenario.estimate(scenario.contenders, lambda _name: 1)
+        share = 0.0
+        if scenario.whole:
+            share = scenario.estimate(scenario.whole.only or scenario.contenders, whole_repeats(scenario))
+        total += share
+        print(f"{name:14} {one:5.0f} s a turn, {f'{share:4.0f} s in the whole' if scenario.whole else 'not in the whole':18}  {scenario.title}")
+    print(f"the whole: {total / 60:.0f} minutes, estimated for two cores")
+    print("contenders: " + ", ".join(contender.name for contender in all_contenders()))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scenario", default="cmd20x20")
+    parser.add_argument("--scenario", default="", help="one of --list; without it all that fit into 20 minutes")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", action="append", default=[], metavar="CONTENDER", help="repeatable")
+    parser.add_argument("--only", action="append", default=[], metavar="CONTENDER", help="repeatable, or a comma list")
+    parser.add_argument("--everybody", action="store_true", help="also those that take too long to run by default")
+    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="for all scenarios together (default: %(default).0f)")
     parser.add_argument("--readme", action="store_true", help="also write the table into README.md")
     parser.add_argument("--list", action="store_true", help="the scenarios and contenders")
-    arguments = parser.parse_args()
-    if arguments.list:
-        for path in sorted((HERE / "scenarios").glob("*.yml")):
-            print(f"{path.stem:12} {load(path.stem).title}")
-        print("\n".join(contender.name for contender in all_contenders()))
-        return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return bench(load(arguments.scenario), arguments.repeat, arguments.only, arguments.readme)
+    given = parser.parse_args()
+    only = [name.strip() for names in given.only for name in names.split(",") if name.strip()]
+    known = [contender.name for contender in all_contenders()]
+    if unknown := [name for name in only if name not in known]:
+        parser.error(f"no contender {unknown[0]!r}; there are: {', '.join(known)}")
+    if given.repeat < 1:
+        parser.error(f"--repeat {given.repeat}: at least 1")
+    try:
+        if given.list:
+            show_list()
+            return 0
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        # pip compiles what it installs; a checkout has no compiled files where Python is told not to write them (PYTHONDONTWRITEBYTECODE).
+        compileall.compile_dir(Path(churten.__file__).parent, quiet=1)
+        if not given.scenario:
+            return bench_all(given.readme, given.budget)
+        line = bench(scenarios.load(given.scenario), only, lambda _name: given.repeat, given.everybody)
+    except scenarios.ScenarioError as error:
+        raise SystemExit(f"bench: {error}") from error
+    if given.readme:
+        known_now = machine()
+        command = f"make bench SCENARIO={line.scenario.name} REPEAT={given.repeat}"
+        caption = f"{line.scenario.title}: `{command}` on {known_now['machine']}, {known_now['date']};\n{known_now['versions']}; forks {line.scenario.forks}."
+        report.write_readme(line.scenario.name, caption, report.table(line.scenario, line.results))
+    return 1 if line.notes else 0
 
 
 if __name__ == "__main__":

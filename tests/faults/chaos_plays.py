@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Plays under random faults: `make chaos COUNT=2000 SEED=1`.
 
-Six names of two lab hosts, each reached through a proxy of its own (churten/lab/chaos.py). While a play runs, connections are reset, stalled or cut, sshd sessions,
+Six names of two lab hosts, each reached through a proxy of its own. While a play runs, connections are reset, stalled or cut, sshd sessions,
 agents and the pool are killed, stopped or told to go. Every task writes a line on its host. Asserted of every play: it ends within its bound with an exit
 code that Ansible has, every name is in the recap, no task ran twice on a host, a task that is reported as done ran once, and after the faults a plain play
 works on all names. At the end: no process of the lab but its sshds, and as many descriptors in the pool as sessions need.
