@@ -86,7 +86,7 @@ $(BIN)/.tools: .ci/packages
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --upgrade pip setuptools wheel
 	$(BIN)/pip install -q --upgrade $(CORE) greenlet mitogen passlib pytest hypothesis jsonschema ruff mypy types-PyYAML \
-	    ansible-runner opentelemetry-proto prometheus_client
+	    rich pyte ansible-runner opentelemetry-proto prometheus_client
 	touch $@
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .

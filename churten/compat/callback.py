@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import typing as t
 
+from ansible import constants as C
+from ansible.plugins.strategy import Debugger
+
 
 def host_name(result: t.Any) -> str:
     """The inventory host a result belongs to (not the one it was delegated to)."""
@@ -67,3 +70,56 @@ def strategy_is(callbacks: t.Iterable[t.Any], name: str) -> None:
             in_step = getattr(sys.modules.get(cls.__module__), "LOCKSTEP_CALLBACKS", None)
             if in_step is not None and hasattr(plugin, "_is_lockstep"):
                 plugin._is_lockstep = name in in_step
+
+
+def play_hosts(play: t.Any) -> int:
+    """How many hosts the play, or this batch of it, is for."""
+    try:
+        return len(play.get_variable_manager()._inventory.get_hosts(play.hosts))
+    except Exception:
+        return 1  # only for show
+
+
+def planned_tasks(play: t.Any) -> dict[str, bool]:
+    """Tasks that will run if all goes well, as far as the play's own lists tell, by their uuid; False: on one host only."""
+    found: dict[str, bool] = {}
+
+    def chosen(of: t.Any) -> bool:
+        try:
+            return bool(of.evaluate_tags(play.only_tags, play.skip_tags, {}))
+        except Exception:
+            return True  # tags that are templates of something not known here
+
+    def walk(things: t.Iterable[t.Any]) -> None:
+        for thing in things:
+            if hasattr(thing, "block"):
+                walk(thing.block)
+                walk(thing.always)
+            elif thing.action not in C._ACTION_META and chosen(thing):
+                found[uuid(thing)] = not thing.run_once
+
+    try:
+        walk(play.pre_tasks)
+        for role in play.roles:
+            for block in role.get_task_blocks():
+                walk([block])
+        walk(play.tasks)
+        walk(play.post_tasks)
+    except Exception:
+        return {}
+    return found
+
+
+def around_debugger(aside: t.Callable[[], t.ContextManager[t.Any]]) -> t.Callable[[], None]:
+    """Run core's task debugger inside `aside()` from now on; answers what undoes it."""
+    stock = Debugger.cmdloop
+
+    def cmdloop(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        with aside():
+            return stock(self, *args, **kwargs)
+
+    def restore() -> None:
+        Debugger.cmdloop = stock
+
+    Debugger.cmdloop = cmdloop
+    return restore
