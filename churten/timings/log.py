@@ -18,11 +18,13 @@ import os
 import stat
 import time
 import typing as t
+from json.encoder import encode_basestring_ascii
 
 from .model import Item, Result
 
 VERSION = 1
 _LOCK_S = 2.0
+_TASKS_KEPT = 1000
 
 
 class Refused(OSError):
@@ -165,6 +167,7 @@ class TimingLog:
         self._file = LineFile(path, warn, rotation=rotation)
         self._run = run
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
+        self._tasks: dict[tuple[str, str, str], str] = {}  # uuid, name and play of a task: what its lines begin with
 
     def run(self, facts: dict[str, object]) -> None:
         """The run begins; `facts` names the playbook and the versions."""
@@ -184,11 +187,26 @@ class TimingLog:
 
     def result(self, result: Result) -> None:
         """One task ended on one host."""
-        body = {name: _rounded(getattr(result, name)) for name in _RESULT_FIELDS}
-        for name in _RESULT_MORE:
-            if (value := getattr(result, name)) is not None or name in ("ran", "delegated"):
-                body[name] = _rounded(value)
-        self._write("result", body)
+        # Written once per host and task: what a task's lines have in common is encoded once.
+        key = result.uuid, result.task, result.play_uuid
+        text = self._tasks.get(key)
+        if text is None:
+            if len(self._tasks) >= _TASKS_KEPT:
+                self._tasks.clear()
+            common = {name: getattr(result, name) for name in _TASK_FIELDS}
+            text = self._tasks[key] = self._encode({"v": VERSION, "ev": "result", "run": self._run} | common)[:-1]
+        text += f',"host":{_word(result.host)},"status":{_word(result.status)}'
+        text += f',"items":{"null" if result.items is None else result.items},"started":"{result.started}"'
+        for name in _TIME_FIELDS:
+            value = getattr(result, name)
+            text += f',"{name}":null' if value is None else f',"{name}":{value:.6f}'
+        engine = "null" if result.engine is None else f'"{result.engine}"'
+        text += f',"engine":{engine},"worker":{"null" if result.worker is None else result.worker}'
+        text += f',"source":{_word(result.source)},"attempts":{result.attempts},"delegated":{_word(result.delegated)}'
+        text += ',"ran":null' if result.ran is None else f',"ran":{result.ran:.6f}'
+        if result.t is not None:
+            text += ',"t":{' + ",".join([f'"{name}":{when:.6f}' for name, when in result.t.items()]) + "}"
+        self._file.write(text + "}")
 
     def end(self, seconds: float, results: int) -> None:
         """The run ended after `seconds`."""
@@ -197,6 +215,10 @@ class TimingLog:
 
     def _write(self, event: str, body: dict[str, object]) -> None:
         self._file.write(self._encode({"v": VERSION, "ev": event, "run": self._run} | body))
+
+
+def _word(text: str | None) -> str:
+    return "null" if text is None else encode_basestring_ascii(text)
 
 
 def _rounded(value: object) -> object:
@@ -266,6 +288,8 @@ _RESULT_FIELDS: dict[str, tuple[type, ...]] = {
     "engine": (str, _NONE),
     "worker": (int, _NONE),
 }
+_TASK_FIELDS = ("play", "play_uuid", "task", "uuid", "action", "role", "path")
+_TIME_FIELDS = ("at", "seconds", "queue", "connect", "remote", "controller")
 _RESULT_MORE: dict[str, tuple[type, ...]] = {  # since 0.2
     "source": _TEXT,
     "attempts": (int,),

@@ -14,6 +14,7 @@ from .rows import Rows
 
 PHASES = ("queue", "connect", "remote", "controller")
 STATUSES = ("skipped", "ok", "changed", "ignored", "failed", "unreachable")  # the worst last
+_RANK = {status: rank for rank, status in enumerate(STATUSES)}
 NO_ROLE = "(no role)"
 
 
@@ -78,7 +79,7 @@ class Figures:
     max_s: float = -1.0
     max_host: str = ""
     worst: int = -1  # index in STATUSES
-    phases: dict[str, float | None] = dataclasses.field(default_factory=lambda: dict.fromkeys(PHASES))  # sums; None: of no result known
+    phases: dict[str, float | None] | None = None  # sums, where they are wanted; a None inside: of no result known
     times: array.array[float] | None = None  # one per result, where percentiles are wanted
     hosts: set[str] | None = None  # where they are counted
 
@@ -100,19 +101,22 @@ class Figures:
     def add(self, result: Result) -> None:
         """Count one result."""
         end = result.at + result.seconds
-        self.first_s = min(self.first_s, result.at) if self.count else result.at
-        self.last_s = max(self.last_s, end) if self.count else end
+        if not self.count or result.at < self.first_s:
+            self.first_s = result.at
+        if not self.count or end > self.last_s:
+            self.last_s = end
         self.count += 1
         self.sum_s += result.seconds
         if self.times is not None:
             self.times.append(result.seconds)
         if self.hosts is not None:
             self.hosts.add(result.host)
-        if result.status in STATUSES:
-            self.worst = max(self.worst, STATUSES.index(result.status))
-        for name in PHASES:
-            if (seconds := getattr(result, name)) is not None:
-                self.phases[name] = (self.phases[name] or 0.0) + seconds
+        if (rank := _RANK.get(result.status, -1)) > self.worst:
+            self.worst = rank
+        if self.phases is not None:
+            for name in PHASES:
+                if (seconds := getattr(result, name)) is not None:
+                    self.phases[name] = (self.phases[name] or 0.0) + seconds
         if result.seconds > self.max_s:
             self.max_s = result.seconds
             self.max_host = result.host
@@ -146,7 +150,7 @@ class Model:
             self.roles[role] = Figures(role, hosts=set())
         self.roles[role].add(result)
         if result.host not in self.hosts:
-            self.hosts[result.host] = Figures(result.host)
+            self.hosts[result.host] = Figures(result.host, phases=dict.fromkeys(PHASES))
         self.hosts[result.host].add(result)
         if result.controller is not None:
             self.phased_s += result.seconds

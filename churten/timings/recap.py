@@ -155,7 +155,7 @@ def _row(row: Figures, table: list[Column], width: int, prefix: str = "") -> str
 
 def _phase(name: str) -> t.Callable[[Figures], str]:
     def show(row: Figures) -> str:
-        seconds = row.phases[name]
+        seconds = (row.phases or {}).get(name)
         return "-" if seconds is None else _seconds(seconds)
 
     return show

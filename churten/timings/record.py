@@ -288,8 +288,8 @@ class Recorder:
         moments = result.t = {}
         for name in _MOMENTS:
             if (when := getattr(stamp, name)) is not None:
-                moments[name] = round(when - zero, 6)
-        moments["processed"] = round(now - zero, 6)
+                moments[name] = when - zero
+        moments["processed"] = now - zero
         if stamp.eligible is not None and stamp.slot is not None:
             result.queue = max(0.0, stamp.slot - stamp.eligible)
         if _phased(stamp):

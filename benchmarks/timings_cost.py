@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the callback churten.core.timings and its log cost a run of small tasks.
+
+    benchmarks/timings_cost.py [--hosts 20] [--tasks 30] [--repeat 7] [--strategy churten.core.free] [--live]
+
+The same play over local hosts (churten.core.local), in turn without and with the callback and its log, after one run of each that does not count.
+Prints medians of wall time and of the controller's CPU time, and the differences. CPU time is the figure to go by on a machine that has other things
+to do. With --live: the live view instead, both on a pseudo-terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pty
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN = "import sys; from ansible.cli.playbook import main; sys.argv[0] = 'ansible-playbook'; sys.exit(main())"
+PLAY = """
+- hosts: all
+  gather_facts: false
+  strategy: {strategy}
+  tasks:
+"""
+
+
+def run(where: Path, hosts: int, env: dict[str, str], terminal: bool) -> tuple[float, float]:
+    """Wall and CPU seconds of one ansible-playbook."""
+    inventory = ",".join(f"host{number:03}" for number in range(hosts)) + ","
+    variables = ["-e", "ansible_connection=local", "-e", f"ansible_python_interpreter={sys.executable}"]
+    words = [sys.executable, "-c", MAIN, "-i", inventory, *variables, "-f", str(hosts), str(where / "site.yml")]
+    master, slave = pty.openpty() if terminal else (-1, os.open(os.devnull, os.O_RDWR))
+    reader = threading.Thread(target=read_all, args=(master,), daemon=True) if terminal else None
+    if reader is not None:
+        reader.start()
+    began = time.monotonic()
+    child = subprocess.Popen(words, cwd=where, env=env, stdin=subprocess.DEVNULL, stdout=slave, stderr=subprocess.PIPE)
+    _, status, used = os.wait4(child.pid, 0)
+    wall = time.monotonic() - began
+    child.returncode = os.waitstatus_to_exitcode(status)
+    os.close(slave)
+    assert child.stderr is not None
+    if child.returncode:
+        sys.exit(f"the play failed:\n{child.stderr.read().decode()}")
+    child.stderr.close()
+    if reader is not None:
+        reader.join()
+        os.close(master)
+    return wall, used.ru_utime + used.ru_stime
+
+
+def read_all(fd: int) -> None:
+    """What a terminal does: take it."""
+    try:
+        while os.read(fd, 65536):
+            pass
+    except OSError:
+        pass
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--tasks", type=int, default=30)
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--strategy", default="churten.core.free")
+    parser.add_argument("--live", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="churten-cost-") as name:
+        where = Path(name)
+        core = where / "c" / "ansible_collections" / "churten" / "core"
+        core.mkdir(parents=True)
+        (core / "plugins").symlink_to(ROOT / "plugins")
+        tasks = "".join(f"    - {{name: task {number}, command: 'true'}}\n" for number in range(arguments.tasks))
+        (where / "site.yml").write_text(PLAY.format(strategy=arguments.strategy) + tasks)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "CHURTEN_")) and k != "CI"}
+        env |= {
+            "ANSIBLE_COLLECTIONS_PATH": str(where / "c"),
+            "ANSIBLE_DEPRECATION_WARNINGS": "0",
+            "HOME": name,
+            "PYTHONPATH": str(ROOT),
+            "TERM": "xterm",
+        }
+        with_it = {"ANSIBLE_STDOUT_CALLBACK": "churten.core.live"}
+        if not arguments.live:
+            with_it = {
+                "ANSIBLE_CALLBACKS_ENABLED": "churten.core.timings",
+                "CHURTEN_TIMINGS_LOG": str(where / "t.log"),
+                "CHURTEN_TIMINGS_RECAP": "0",
+            }
+        kinds = {"without": env, "with": env | with_it}
+        figures: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+        for number in range(arguments.repeat + 1):
+            for kind in sorted(kinds, reverse=bool(number % 2)):
+                found = run(where, arguments.hosts, kinds[kind], arguments.live)
+                if number:
+                    figures[kind].append(found)
+        count = arguments.hosts * arguments.tasks
+        print(f"{arguments.strategy}, {arguments.hosts} hosts x {arguments.tasks} tasks, {arguments.repeat} runs each, in turn")
+        for column, what in enumerate(("wall", "CPU")):
+            median = {kind: statistics.median(one[column] for one in figures[kind]) for kind in kinds}
+            more = median["with"] - median["without"]
+            print(
+                f"{what:>5}: without {median['without']:.3f} s, with {median['with']:.3f} s:"
+                f" {100 * more / median['without']:+.1f} %, {1e6 * more / count:+.0f} us per task"
+            )
+        subprocess.run([sys.executable, "-m", "churten.cli.main", "pool", "stop"], env=env, cwd=where, capture_output=True, check=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
