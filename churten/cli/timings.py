@@ -189,6 +189,7 @@ def _model(opened: Log, run: Run) -> Model:
         model.add(result)
     model.total_s = run.seconds
     model.slots = run.slots or 0
+    model.slots = run.slots or 0
     return model
 
 

@@ -17,7 +17,7 @@ def chromium():
 
 def until(page, expression, argument=None):
     """Waits for JavaScript to say true. (Playwright's own wait_for_function evaluates in the page, which its policy forbids.)"""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not page.evaluate(expression, argument):
         assert time.monotonic() < deadline, expression
         time.sleep(0.02)
