@@ -233,7 +233,7 @@ def _compared(
     _more(len(deltas), limit, "tasks")
     print(
         f"wall A {a.wall_s:.2f}s, B {b.wall_s:.2f}s: gain {percent(won) or 'unknown'}"
-        f" (A - B) / A; {len(worse)} {'task' if len(worse) == 1 else 'tasks'} slower"
+        f", which is (A - B) / A; {len(worse)} {'task' if len(worse) == 1 else 'tasks'} slower"
     )
 
 

@@ -3,7 +3,7 @@
 It is found backwards. The last result to end comes last in the chain; before each link comes the result that it had to wait for:
 
   slot     it waited for a worker slot: the result that had its slot before (without slot numbers, the last one to end before it started). Where
-           nobody measured the wait it is inferred: more hosts than slots, and others ended in between
+           nobody measured the wait it is inferred: more hosts than slots, and the slot was taken when the host was ready
   barrier  under linear a task begins when the one before it has ended on all hosts: the last result of that task
   host     under free and host_pinned a host waits only for itself: its own task before
   play     its host's first task in a play (or batch of `serial`): the last result of what ran before
@@ -146,8 +146,11 @@ def _cause(columns: Columns, steps: list[bool], of_row: list[int], own: array.ar
         return "slot", _slot_before(columns, i)  # other hosts have done this task already: nobody measured the wait
     before = own[i]
     if before >= 0 and (columns.at[before], before) < (at, i):
-        if scarce and queue == UNKNOWN and columns.slots and last >= 0 and columns.end[last] > columns.end[before] + 50 * TOLERANCE:
-            return "slot", last
+        if scarce and at > columns.end[before] + 50 * TOLERANCE:
+            # It began long after its host was ready. If its slot was taken until later than that, this is why.
+            holder = _slot_before(columns, i)
+            if holder >= 0 and columns.end[holder] > columns.end[before] + TOLERANCE:
+                return "slot", holder
         return "host", before
     if last < 0:
         return "start", -1

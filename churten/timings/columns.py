@@ -105,9 +105,8 @@ class Columns:
 
     @property
     def slots(self) -> int | None:
-        """How many tasks could run at once; more than configured if more workers were seen."""
-        seen = max(self.worker, default=-1) + 1
-        return max(self._slots or 0, seen) or None
+        """How many tasks could run at once: as the log says, or as many as workers were seen."""
+        return self._slots or max(self.worker, default=-1) + 1 or None
 
 
 def read(log: Log, run: Run) -> Columns:

@@ -60,7 +60,7 @@ class Totals:
         for result in results:
             self.hosts[result.host] = self.hosts.get(result.host, 0.0) + result.seconds
             self.last_s = max(self.last_s, result.at + result.seconds)
-            if result.worker is not None:
+            if result.worker is not None and not run.slots:
                 self.slots = max(self.slots, result.worker + 1)
             if result.status not in ("skipped", "unreachable"):
                 key = result.play, result.task
@@ -168,6 +168,7 @@ def orchestrator(a: Totals, b: Totals, peak: Peak, environment: str | None, acti
     """The comparison in the form of a worker-pool orchestrator's test report (Markdown): `a` ran with fewer workers, `b` with more."""
     won = gain(a.wall_s, b.wall_s)
     slots = b.slots or peak.active
+    active = min(peak.active, slots)  # a slot may be free, and taken again, before its last result is handled
     parallel = slots > 1
     worker = 0 if peak.worker is None else peak.worker
     yield f"### Test Parallel Execution - {date}"
@@ -182,14 +183,14 @@ def orchestrator(a: Totals, b: Totals, peak: Peak, environment: str | None, acti
     yield f"- Mode: {'Parallel ✅' if parallel else 'Sequential ❌'}"
     yield f"- Temps total: {duration(b.wall_s)} (avant: {duration(a.wall_s)} avec {a.slots or '?'} workers)"
     yield f"- Temps par serveur: {duration(statistics.mean(b.hosts.values()) if b.hosts else 0.0)}"
-    yield f"- Workers actifs: {peak.active}/{slots}"
+    yield f"- Workers actifs: {active}/{slots}"
     yield f"- Gain vs séquentiel: {'-' if won is None else f'{100 * won:.0f}%'}"
     yield ""
     yield "**Logs clés**:"
     yield "```"
     yield f"[churten] Running in {f'PARALLEL mode with {slots} workers' if parallel else 'SEQUENTIAL mode'}"
     task, host = (one_line(text).replace("`", "'") for text in (peak.task, peak.host))
-    yield f"[churten] Worker {worker} processing: {task} for server {host} (active: {peak.active}/{slots})"
+    yield f"[churten] Worker {worker} processing: {task} for server {host} (active: {active}/{slots})"
     yield "```"
     yield ""
     worked = parallel and won is not None and won > 0

@@ -9,6 +9,7 @@ import pytest
 from made_logs import big, end_line, result_line, run_line, text
 from playing import play
 
+from churten.cli import _output
 from churten.cli.main import main
 from churten.timings import analysis, chain, columns, compare, export
 from churten.timings.reading import Log
@@ -154,6 +155,11 @@ def test_how_many_ran(tmp_path):
     assert changes[0] == (0.0, 0) and changes[-1][1] == 0 and max(number for _, number in changes) == 2
     most, i = analysis.peak(found)
     assert most == 2 and found.hosts[found.host[i]] in ("h1", "h2", "h3")
+
+
+def test_a_log_in_another_order_is_sorted(tmp_path):
+    found = known(tmp_path / "t", result_line(ONE, "b", "t", 5, 1), result_line(ONE, "a", "t", 0, 1, worker=3), result_line(ONE, "c", "t", 2, 1))
+    assert list(found.end) == [1, 3, 6] and [found.hosts[host] for host in found.host] == ["a", "c", "b"] and list(found.worker) == [3, -1, -1]
 
 
 # The critical path.
@@ -315,7 +321,7 @@ def nasty(tmp_path):
     phases = {"queue": 0.25, "connect": 0.5, "remote": 1.0, "controller": 0.5, "worker": 0, "engine": "fiber"}
     lines = [
         result_line(ONE, "h1", NASTY, 1, 2, role=NASTY, play=NASTY, **phases), result_line(ONE, NASTY, "b", 2, 2, status="failed"),
-        result_line(ONE, "h1", NASTY, 3, 1.5, uuid="other", path="x", status="changed"),
+        result_line(ONE, "h1", NASTY, 2.999, 1.5, uuid="other", path="x", status="changed"),  # before the first was handled
     ]  # fmt: skip
     return written(tmp_path / "nasty.log", run_line(ONE, NASTY), *lines, end_line(ONE, 5, 3))
 
@@ -428,6 +434,14 @@ def test_output_goes_to_a_private_file_or_nowhere(tmp_path, nasty, capsys):
     for where, reason in ((tmp_path / "no" / "out", "No such file"), (tmp_path, "directory")):
         assert timings("export", "csv", nasty, "-o", where) == 1
         assert reason in capsys.readouterr().err
+
+    def full():
+        yield "half"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        _output.write(str(path), full())
+    assert path.read_bytes().startswith(b"run,")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["nasty.log", "out"]
 
 

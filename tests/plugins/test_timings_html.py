@@ -71,6 +71,8 @@ def test_names_stay_data(nasty):
     meta, _ = parts(nasty)
     assert meta["hosts"][0] == meta["task_names"][0] == NASTY
     assert "<script>window" not in nasty
+    (body,) = [body for _, attributes, body in found.texts if attributes.get("id") == "meta"]
+    assert not set("<>&") & set(body)
 
 
 def test_it_names_no_address(nasty):

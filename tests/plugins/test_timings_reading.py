@@ -67,12 +67,13 @@ def test_bad_lines_are_counted_once_and_skipped(tmp_path):
     good = text([result_line(ONE, "h", "a", 0, 1)])
     spaced = json.dumps(result_line(ONE, "h", "b", 1, 1)) + "\n"  # as another writer would put it
     bad = [good.replace('"at":0', '"at":"x"'), spaced.replace('"at": 1', '"at": null'), good[:-20] + "\n", "{}\n", "\x00\n", "9" * 5000 + "\n"]
+    bad.append(good.replace('"host":', '"host"'))
     path = tmp_path / "t.log"
     path.write_text(text([run_line(ONE)]) + good + "".join(bad) + "\n  \n" + spaced + good[:100])
     with Log(str(path)) as log:
         for _ in range(2):
             assert [r.task for r in results(log)] == ["a", "b"]
-            assert log.bad == 7
+            assert log.bad == 8
         assert log.first_bad.startswith("line 5")
 
 
