@@ -29,6 +29,7 @@ from ansible.plugins.strategy import StrategyBase
 
 from churten import _core
 
+from .keywords import quick_copies
 from .memo import ClassMemo, remembered_lookups, remembered_options
 
 if t.TYPE_CHECKING:
@@ -239,6 +240,7 @@ class Adapter(abc.ABC):
                 self.light_modules(),
                 remembered_options(),
                 self.remembered_keywords(),
+                quick_copies(),
                 remembered_lookups(),
             ):
                 yield

@@ -70,16 +70,25 @@ class OwnVariables:
 
 
 _core_plugin_vars = C.config.get_plugin_vars
+_core_options_from_var = C.config.get_plugin_options_from_var
+_variables: dict[tuple[str, ...], tuple[t.Any, list[str]]] = {}  # by the options' definitions, as core holds them
+
+
+def _remembered(key: tuple[str, ...], find: t.Callable[..., list[str]]) -> list[str]:
+    """What `find` says of a plugin's options, once for all tasks. Core walks through all of them for each."""
+    definitions = C.config._plugins.get(key[0], {}).get(key[1])
+    known = _variables.get(key)
+    if known is None or known[0] is not definitions:
+        known = _variables[key] = (definitions, find(*key))
+    return list(known[1])
 
 
 def _plugin_vars(plugin_type: str, name: str) -> list[str]:
     """`C.config.get_plugin_vars` without our own variables."""
-    return [var for var in _core_plugin_vars(plugin_type, name) if var not in OWN_VARIABLES]
+    return [var for var in _remembered((plugin_type, name), _core_plugin_vars) if var not in OWN_VARIABLES]
 
 
 C.config.get_plugin_vars = _plugin_vars
-
-_core_options_from_var = C.config.get_plugin_options_from_var
 
 
 def _options_from_var(plugin_type: str, name: str, variable: str) -> list[str]:
@@ -87,9 +96,9 @@ def _options_from_var(plugin_type: str, name: str, variable: str) -> list[str]:
 
     Core files a plugin's options under the last part of its name. 2.22 asks by the full name, so host, port and user were missing in a delegated result.
     """
-    return _core_options_from_var(
-        plugin_type, name.removeprefix("churten.core.") if plugin_type == "connection" else name, variable
-    )
+    if plugin_type == "connection":
+        name = name.removeprefix("churten.core.")
+    return _remembered((plugin_type, name, variable), _core_options_from_var)
 
 
 C.config.get_plugin_options_from_var = _options_from_var

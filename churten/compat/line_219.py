@@ -14,7 +14,7 @@ from churten.executor.hub import FiberHub
 
 from .alarms import fiber_alarms
 from .base import Adapter, connections
-from .memo import remembered_attributes
+from .keywords import remembered_attributes
 from .modules import light_modules
 from .modules_219 import Builder
 

@@ -3,7 +3,6 @@
 - Plugin options: core resolves some 70 options of connection, shell and become plugins per task from variables, keywords, environment, command line
   and ini file. Equal inputs give equal options; the answer is handed out as a copy.
 - Plugin look-ups that ended well: core searches directories and collections anew for each, about eight times per task.
-- Keywords of tasks and play contexts without a template: core templates and validates each of some 100 per task and host.
 - Our own connection classes: core searches the collection anew for each instance.
 """
 
@@ -14,12 +13,6 @@ import os
 import typing as t
 
 from ansible import constants as C
-from ansible.playbook.base import FieldAttributeBase
-from ansible.playbook.block import Block
-from ansible.playbook.loop_control import LoopControl
-from ansible.playbook.play_context import PlayContext
-from ansible.playbook.role_include import IncludeRole
-from ansible.playbook.task import Task
 from ansible.plugins.loader import PluginLoader
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
@@ -89,72 +82,6 @@ def remembered_options() -> t.Iterator[None]:
         yield
     finally:
         delattr(config, name)  # the class's own shows again
-
-
-class AttributeMemo:
-    """Stands for `FieldAttributeBase.post_validate_attribute` (core 2.19 and later).
-
-    Remembers, for one attribute and one value *object*, what validating it gave, if that cannot depend on anything else: the value is a scalar without a
-    template and the attribute has no validator of its own. Tasks are copied for each host, but their values are the same objects.
-    """
-
-    def __init__(self, stock: t.Callable[..., t.Any]) -> None:
-        self._stock = stock
-        self._known: dict[tuple[type, int, int], tuple[t.Any, t.Any]] = {}
-        self._fixed: dict[tuple[type, str], bool] = {}
-
-    def validate(self, owner: t.Any, name: str, *, templar: t.Any) -> t.Any:
-        attribute = owner.fattributes[name]
-        value = getattr(owner, name)
-        key = (type(owner), id(attribute), id(value))
-        known = self._known.get(key)
-        if known is not None and known[0] is value:
-            return known[1]
-        result = self._stock(owner, name, templar=templar)
-        unset = value is None and not attribute.static and not attribute.required
-        if unset or (value is not None and _is_plain(value) and self._is_fixed(owner, name, attribute)):
-            if len(self._known) >= _LIMIT:
-                self._known.clear()
-            self._known[key] = (value, result)
-        return result
-
-    def _is_fixed(self, owner: t.Any, name: str, attribute: t.Any) -> bool:
-        """Whether the outcome for a plain value depends on nothing but the attribute and the value."""
-        key = (type(owner), name)
-        fixed = self._fixed.get(key)
-        if fixed is None:
-            fixed = self._fixed[key] = (
-                isinstance(owner, (Task, Block, LoopControl, PlayContext))
-                and not isinstance(owner, IncludeRole)
-                and not attribute.static
-                and not attribute.required
-                and attribute.isa in (None, "string", "int", "float", "bool", "percent")
-                and not hasattr(owner, f"_post_validate_{name}")
-            )
-        return fixed
-
-
-def _is_plain(value: t.Any) -> bool:
-    """A scalar that no template engine would touch."""
-    if isinstance(value, str):
-        return "{" not in value and not value.startswith("#jinja2:")
-    return isinstance(value, (bool, int, float))
-
-
-@contextlib.contextmanager
-def remembered_attributes() -> t.Iterator[None]:
-    """While active, plain keywords are validated once."""
-    stock = FieldAttributeBase.post_validate_attribute
-    memo = AttributeMemo(stock)
-
-    def post_validate_attribute(self: t.Any, name: str, *, templar: t.Any) -> t.Any:
-        return memo.validate(self, name, templar=templar)
-
-    FieldAttributeBase.post_validate_attribute = post_validate_attribute  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        FieldAttributeBase.post_validate_attribute = stock  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,163 @@
+"""Copies, dumps and validations of keywords beside core's own: the same values of the same types, and nothing shared that can be changed."""
+
+import contextlib
+import copy
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.base import FieldAttributeBase
+from ansible.playbook.play import Play
+from ansible.playbook.play_context import PlayContext
+from ansible.playbook.task import Task
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar
+from ansible.utils.sentinel import Sentinel
+from ansible.vars.manager import VariableManager
+
+from churten import compat
+from churten.compat import keywords
+
+PLAY = {
+    "name": "the {{ play }}",
+    "hosts": "localhost",
+    "gather_facts": False,
+    "environment": {"A": "1", "B": "{{ b }}"},
+    "tags": ["outer"],
+    "become": True,
+    "tasks": [
+        {"name": "plain", "command": "/bin/true"},
+        {"name": "the {{ name }}", "command": "echo {{ b }}", "register": "r", "when": ["b is defined", "true"], "changed_when": "false"},
+        {
+            "name": "around",
+            "environment": [{"C": "{{ b }}"}],
+            "any_errors_fatal": True,
+            "block": [
+                {"debug": {"msg": "x"}, "loop": [1, 2], "loop_control": {"label": "l", "pause": 0.5}, "vars": {"v": ["{{ b }}"]}, "throttle": 2},
+                {"command": "/bin/true", "async": 10, "poll": 1, "retries": "{{ n }}", "delay": 1, "until": "r is success", "no_log": True},
+                {"ping": {}, "delegate_to": "other", "ignore_errors": "{{ yes }}", "become_user": "{{ b }}", "tags": "one,two", "timeout": 3},
+            ],
+            "rescue": [{"meta": "noop"}],
+        },
+    ],
+    "handlers": [{"name": "h", "debug": {"msg": "x"}, "listen": ["a", "b"]}],
+}
+VARIABLES = {"b": "bee", "n": 3, "yes": True, "name": "named", "play": "P", "r": {"failed": False}}
+
+
+@pytest.fixture(scope="module")
+def play():
+    with contextlib.suppress(Exception):  # once per process
+        init_plugin_loader()
+    loader = DataLoader()
+    return Play.load(copy.deepcopy(PLAY), variable_manager=VariableManager(loader=loader), loader=loader)
+
+
+def things(play):
+    """Every task, handler and block of the play, the play, and a play context."""
+    found = [play, PlayContext(play=play)]
+    for block in [*play.tasks, *play.handlers]:
+        stack = [block]
+        while stack:
+            one = stack.pop()
+            found.append(one)
+            stack += [*getattr(one, "block", []), *getattr(one, "rescue", []), *getattr(one, "always", [])]
+    assert len(found) >= 12
+    return found
+
+
+def shown(value):
+    """Values and types, down to the leaves."""
+    if isinstance(value, dict):
+        return type(value), {key: shown(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value), [shown(one) for one in value]
+    if isinstance(value, FieldAttributeBase):
+        return type(value), shown(value.dump_attrs()) if hasattr(value, "_squashed") else None
+    return type(value), value
+
+
+def state(thing):
+    return {key: shown(value) for key, value in thing.__dict__.items() if key not in ("_loader", "_variable_manager", "_parent", "_play", "_ds")}
+
+
+def leaves(value):
+    yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from leaves(one)
+
+
+def test_core_is_known():
+    """On every supported line all of it is in use; what is not known to us would silently be slow."""
+    since_219 = compat.core_version() >= (2, 19)
+    for name in ("copy", "dump_attrs", "from_attrs", *(["post_validate"] if since_219 else [])):
+        assert keywords._is_known(name, getattr(FieldAttributeBase, name)), name
+    assert keywords._keywords(Task) and keywords._keywords(PlayContext)
+    stock = {name: getattr(FieldAttributeBase, name) for name in ("copy", "dump_attrs", "from_attrs", "post_validate")}
+    with keywords.quick_copies():
+        assert FieldAttributeBase.copy is not stock["copy"]
+    assert all(getattr(FieldAttributeBase, name) is function for name, function in stock.items())
+
+
+def test_copies(play):
+    for thing in things(play):
+        stock = thing.copy()
+        with keywords.quick_copies():
+            ours = thing.copy()
+        assert state(ours) == state(stock), thing
+        assert [key for key in ours.__dict__ if key not in stock.__dict__] == []
+        for keyword in keywords._keywords(type(thing)) or ():
+            was, now = thing.__dict__.get(keyword.key, Sentinel), ours.__dict__[keyword.key]
+            if isinstance(was, (list, dict)):
+                assert now is not was, (thing, keyword.name)
+
+
+def test_dumps_and_what_is_made_of_them(play):
+    for thing in things(play):
+        if not isinstance(thing, Task):
+            continue
+        mine = thing.copy()
+        mine.squash()
+        stock = mine.dump_attrs()
+        made = Task()
+        made.from_attrs(stock)
+        with keywords.quick_copies():
+            ours = mine.dump_attrs()
+            made_ours = Task()
+            made_ours.from_attrs(ours)
+        assert shown(ours) == shown(stock)
+        made_ours._uuid = made._uuid
+        assert state(made_ours) == state(made)
+
+
+@pytest.mark.skipif(compat.core_version() < (2, 19), reason="earlier lines validate in one function, which is left alone")
+def test_validation(play):
+    def validated(thing, squashed):
+        mine = thing.copy()
+        if squashed and hasattr(mine, "squash"):
+            mine.squash()
+        try:
+            mine.post_validate(Templar(loader=play._loader, variables=dict(VARIABLES)))
+        except Exception as ex:
+            return repr(ex)
+        return state(mine)
+
+    for thing in things(play):
+        for squashed in (False, True):
+            stock = validated(thing, squashed)
+            with keywords.remembered_attributes():
+                first, second = validated(thing, squashed), validated(thing, squashed)
+            assert first == stock, thing
+            assert second == stock, thing
+
+
+def test_a_keyword_without_a_value_is_still_refused():
+    """What is remembered or left out is never an error of core's."""
+    task = Task.load({"command": "/bin/true", "retries": "many"}, loader=DataLoader(), variable_manager=None)
+    templar = Templar(loader=DataLoader(), variables={})
+    task.squash()
+    with pytest.raises(Exception) as stock:
+        task.copy().post_validate(templar)
+    if compat.core_version() >= (2, 19):
+        with keywords.remembered_attributes(), pytest.raises(Exception) as ours:
+            task.copy().post_validate(templar)
+        assert str(ours.value) == str(stock.value)
