@@ -6,6 +6,7 @@ import sys
 import typing as t
 
 from ansible import constants as C
+from ansible.playbook.handler import Handler
 from ansible.plugins.strategy import Debugger
 
 
@@ -123,3 +124,8 @@ def around_debugger(aside: t.Callable[[], t.ContextManager[t.Any]]) -> t.Callabl
 
     Debugger.cmdloop = cmdloop
     return restore
+
+
+def is_handler(of: t.Any) -> bool:
+    """Whether the task is a handler."""
+    return isinstance(of, Handler)

@@ -187,6 +187,10 @@ class TimingLog:
 
     def result(self, result: Result) -> None:
         """One task ended on one host."""
+        self._file.write(self._result_line(result) + "}")
+
+    def _result_line(self, result: Result) -> str:
+        """The line without its closing brace."""
         # Written once per host and task: what a task's lines have in common is encoded once.
         key = result.uuid, result.task, result.play_uuid
         text = self._tasks.get(key)
@@ -206,7 +210,7 @@ class TimingLog:
         text += ',"ran":null' if result.ran is None else f',"ran":{result.ran:.6f}'
         if result.t is not None:
             text += ',"t":{' + ",".join([f'"{name}":{when:.6f}' for name, when in result.t.items()]) + "}"
-        self._file.write(text + "}")
+        return text
 
     def end(self, seconds: float, results: int) -> None:
         """The run ended after `seconds`."""

@@ -84,6 +84,7 @@ class Stamps:
 _live: dict[tuple[str, str], Stamps] = {}
 _tickets: dict[int, Stamps] = {}
 _on = False
+_taken: tuple[str, str, Stamps] | None = None
 _slots: int | None = None
 _current: contextvars.ContextVar[Stamps | None] = contextvars.ContextVar("churten_stamps", default=None)
 
@@ -110,8 +111,9 @@ def enable() -> None:
 
 def disable() -> None:
     """Stop recording and forget everything."""
-    global _on, _pipe, _announced, _forked, _slots
+    global _on, _pipe, _announced, _forked, _slots, _taken
     _on = _forked = False
+    _taken = None
     _announced = 0
     _slots = None
     _live.clear()
@@ -135,9 +137,11 @@ def slot_limit() -> int | None:
 
 def begin(host: str, uuid: str) -> Stamps | None:
     """A new record for this host and task (an older one is dropped). None when nobody records."""
+    global _taken
     if not _on:
         return None
     take(host, uuid)
+    _taken = None
     record = _live[host, uuid] = Stamps()
     return record
 
@@ -228,14 +232,16 @@ def look(host: str, uuid: str) -> Stamps | None:
 
 
 def take(host: str, uuid: str) -> Stamps | None:
-    """Remove and return the record, or None."""
-    if not _live:
-        return None
+    """Remove and return the record, or None. The latest one is lent again to those who ask for it next: two callbacks may want to know."""
+    global _taken
+    record = _live.pop((host, uuid), None) if _live else None
+    if record is None:
+        return _taken[2] if _taken is not None and _taken[:2] == (host, uuid) else None
     if _forked:
         _drain()
-    record = _live.pop((host, uuid), None)
-    if record is not None and record.ticket:
+    if record.ticket:
         _tickets.pop(record.ticket, None)
+    _taken = host, uuid, record
     return record
 
 
