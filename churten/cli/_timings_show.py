@@ -100,7 +100,8 @@ def critical_path(arguments: argparse.Namespace) -> int:
         print_json(run_json(run) | whole | {"lockstep": steps, "links": links})
         return 0
     rows = []
-    for link in found.links:
+    longest = sorted(found.links, key=lambda link: -link.gap_s - link.seconds)[: arguments.limit]
+    for link in sorted(longest, key=lambda link: link.at_s):
         i = link.number
         parts = [(name, getattr(columns, name)[i]) for name in ("connect", "remote", "controller")]
         rows.append(
@@ -115,6 +116,7 @@ def critical_path(arguments: argparse.Namespace) -> int:
             )
         )
     _print(table(("at", "<waited for", "gap", "seconds", "<host", "<task", "<of which"), rows, 5))
+    _more(len(found.links), arguments.limit, "links")
     print()
     shares = chain.by_task(found, columns)
     summed = [(tasks[row].name, number, seconds(share), percent(share / found.wall_s) if found.wall_s else "") for row, number, share in shares[:10]]

@@ -47,7 +47,8 @@ def add_parser(subparsers: t.Any) -> None:
     hosts = _verb(verbs, "hosts", "how each host spent the run: busy, waiting, idle", "hosts t.log", show.hosts)
     _limit_option(hosts)
 
-    _verb(verbs, "critical-path", "the chain of tasks that determined the wall time", "critical-path t.log", show.critical_path)
+    path = _verb(verbs, "critical-path", "the chain of tasks that determined the wall time", "critical-path t.log", show.critical_path)
+    _limit_option(path, 40, "how many of the longest links to show")
 
     compare = _verb(
         verbs,
@@ -158,8 +159,8 @@ def _guarded(run: t.Callable[[argparse.Namespace], int]) -> t.Callable[[argparse
     return guarded
 
 
-def _limit_option(parser: t.Any) -> None:
-    parser.add_argument("--limit", type=_limit, default=20, metavar="N", help="how many lines to show, or 'all' (default: 20)")
+def _limit_option(parser: t.Any, usual: int = 20, what: str = "how many lines to show") -> None:
+    parser.add_argument("--limit", type=_limit, default=usual, metavar="N", help=f"{what}, or 'all' (default: {usual})")
 
 
 def _report(arguments: argparse.Namespace) -> int:
