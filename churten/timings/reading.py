@@ -222,7 +222,8 @@ class Log:
         """The runs a user means: None the last one, 'all', 'last', 'last-1', or the beginning of an id. Raises Unreadable."""
         runs = [run for run in self.runs.values() if run.results] or list(self.runs.values())
         if not runs:
-            raise Unreadable(f"no run in {self.path}{self.trouble()}")
+            known = "a timing log, output of ansible.posix.jsonl or job_events of ansible-runner"
+            raise Unreadable(f"no run in {self.path}: it is not {known}{self.trouble()}")
         if wanted == "all":
             return runs
         if wanted is None or wanted == "last" or wanted.startswith("last-"):

@@ -25,8 +25,8 @@ HOSTS, SLOTS = 8, 4
 # The first run is stock's, the others churten's: `compare` and `trend` have something to say.
 RUNS = [{"ANSIBLE_STRATEGY": "linear"}] + [{"ANSIBLE_STRATEGY": "churten.core.free"}] * 3
 VERBS = (
-    "runs", "report --limit 6", "top tasks --limit 6", "hosts --limit 5", "critical-path --limit 6", "throughput --every 10", "compare --run-a last-3 --limit 6",
-    "compare --run-a last-3 --report orchestrator --environment lab --action site.yml", "trend --limit 5",
+    "runs", "report --limit 6", "top tasks --limit 6", "hosts --limit 5", "critical-path --limit 6", "throughput --every 10",
+    "compare --run-a last-3 --limit 6", "compare --run-a last-3 --report orchestrator --environment lab --action site.yml", "trend --limit 5",
 )  # fmt: skip
 
 
