@@ -67,6 +67,11 @@ lint: dev  ## ruff, mypy, layers, exports
 bench: dev  ## all scenarios that fit in 20 minutes; SCENARIO=cmd20x20 REPEAT=3 ONLY="churten free,mitogen free": one (README=1: into README.md)
 	@$(MAKE) -s build/pyinfra/bin/pyinfra || echo "pyinfra could not be installed and will be skipped"
 	$(BIN)/python benchmarks/run.py $(if $(SCENARIO),--scenario $(SCENARIO) --repeat $(REPEAT)) $(if $(ONLY),--only "$(ONLY)") $(if $(README),--readme)
+bench-summary: dev  ## the table of the newest results of all scenarios (README=1: into README.md)
+	$(BIN)/python benchmarks/run.py --summary $(if $(README),--readme)
+bench-plots: dev  ## REPEAT=3: cost per host-task against hosts and tasks, benchmarks/plots/*.svg (about half an hour)
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip install -q matplotlib
+	$(BIN)/python benchmarks/plots.py --repeat $(REPEAT)
 build/pyinfra/bin/pyinfra:
 	$(PYTHON) -m venv build/pyinfra
 	build/pyinfra/bin/pip install -q --upgrade pyinfra
@@ -91,4 +96,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays posix conformance conformance-smoke lines test-matrix test-browser pictures lint bench asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays posix conformance conformance-smoke lines test-matrix test-browser pictures lint bench bench-summary bench-plots asan fuzz clean

@@ -92,8 +92,23 @@ class Line:
 
     scenario: Scenario
     results: Results
-    notes: list[str]
-    seconds: float
+    notes: list[str]  # contenders that are out, and why
+    date: str = ""  # when it was measured, if not now
+
+
+def newest(scenario: Scenario, machine: str) -> Line | None:
+    """The newest results of a scenario, if there are any from this machine."""
+    for path in sorted(RESULTS.glob(f"{scenario.name}-*.json"), reverse=True):
+        saved = json.loads(path.read_text())
+        if saved.get("schema") != 2 or saved["facts"]["machine"] != machine:
+            continue
+        fields = {field.name for field in dataclasses.fields(Measure)}
+        runs = {
+            name: [Measure(**{"output": "", **{k: v for k, v in one.items() if k in fields}}) for one in measures]
+            for name, measures in saved["runs"].items()
+        }
+        return Line(scenario, runs, [note for note in saved["notes"] if " is out: " in note], saved["facts"]["date"])
+    return None
 
 
 def summary(lines: list[Line]) -> str:
@@ -102,7 +117,8 @@ def summary(lines: list[Line]) -> str:
     for line in lines:
         ours = OURS if OURS in line.results else next((name for name in line.results if name.startswith("churten")), "")
         walls = {name: statistics.median(m.wall for m in measures) for name, measures in line.results.items()}
-        row = [line.scenario.title, number(walls.get(ours)), number(walls.get("mitogen free")), number(walls.get("stock free"))]
+        when = f" ({line.date})" if line.date else ""
+        row = [f"{line.scenario.title}{when}", number(walls.get(ours)), number(walls.get("mitogen free")), number(walls.get("stock free"))]
         for base in ("mitogen free", "stock free"):
             row.append(f"{walls[base] / walls[ours]:.1f}x" if base in walls and ours in walls else "")
         judged = verdicts(line.scenario, line.results)
@@ -121,7 +137,7 @@ def save_summary(lines: list[Line], known: dict[str, str], notes: list[str], sho
         "scenarios": {
             line.scenario.name: {
                 "title": line.scenario.title,
-                "seconds": line.seconds,
+                "date": line.date or known["date"],
                 "runs": {name: [measure.figures for measure in measures] for name, measures in line.results.items()},
                 "targets": verdicts(line.scenario, line.results),
                 "notes": line.notes,

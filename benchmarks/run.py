@@ -83,6 +83,10 @@ def facts(scenario: Scenario, repeats: str) -> dict[str, str]:
     }
 
 
+class Unfit(Exception):
+    """A contender cannot do this scenario; the text says why."""
+
+
 class Bench:
     """One scenario on hosts of its own."""
 
@@ -139,7 +143,10 @@ class Bench:
 
         tasks = self.base / f"floor-{playbook.stem}"
         if not tasks.exists():
-            subprocess.run([sys.executable, str(HERE / "floor.py"), "prepare", str(playbook), str(tasks)], check=True, stdin=subprocess.DEVNULL)
+            words = [sys.executable, str(HERE / "floor.py"), "prepare", str(playbook), str(tasks)]
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+            if done.returncode != 0:
+                raise Unfit((done.stderr.strip().splitlines() or ["floor.py failed"])[-1])
         names = [host.name for host in self.world.lab.hosts][: limit or None]
         login = bootstrap.login_command(str(self.world.lab.options.python), floor.NONCE)
         spec = {
@@ -170,7 +177,8 @@ class Bench:
             for host in self.world.lab.hosts:
                 shutil.rmtree(self.world.lab.dir / "hosts" / host.name / self.scenario.state, ignore_errors=True)
 
-    def _run(self, contender: Contender, own: Path, playbook: str, limit: int = 0, keep: bool = False, warm: bool = False) -> Measure:
+    def play(self, contender: Contender, own: Path, playbook: str, limit: int = 0, keep: bool = False, warm: bool = False) -> Measure:
+        """One run of a playbook on the first `limit` hosts (0: all); `keep`: what it leaves running goes on."""
         command = self.command(contender, own, playbook, limit, warm)
         log = self.base / f"{contender.name.replace(' ', '-')}.log"
         measure = run(command, self.environment(contender, own), log, TIMEOUT, keep)
@@ -185,22 +193,22 @@ class Bench:
         scenario, own = self.scenario, self.own()
         self._empty_state()
         warm = scenario.second == "warm"
-        if scenario.second and contender.keeps and contender.kind == "ansible":
-            first = self._run(contender, own, scenario.playbook, keep=warm)
+        if contender.kind == "ansible" and (scenario.second == "files" or (warm and contender.keeps)):
+            first = self.play(contender, own, scenario.playbook, keep=warm)
             if first.code != 0:
                 end_leftovers()
                 return first, recap(first.output), {}
             self._empty_state()
         before = self.world.logins()
         watch = self.world.watch()
-        measure = self._run(contender, own, scenario.playbook, warm=warm)
+        measure = self.play(contender, own, scenario.playbook, warm=warm)
         seen = figures.Seen(scenario, measure, clock=own / "clock", login_at=watch.end() if watch else 0.0)
         seen.logins = [after - old for old, after in zip(before, self.world.logins(), strict=True)]
         state = tree(self.world.lab.dir / "hosts", scenario.state) if scenario.state else {}
         said = pyinfra_recap(measure.output) if contender.kind == "pyinfra" else recap(measure.output)
         for name, part in scenario.parts.items():
             if measure.code == 0:
-                found = self._run(contender, self.own(), part.playbook or scenario.playbook, part.limit)
+                found = self.play(contender, self.own(), part.playbook or scenario.playbook, part.limit)
                 if found.code != 0:
                     return found, {}, {}
                 seen.parts[name] = found
@@ -241,9 +249,12 @@ def measure_all(bench: Bench, contenders: list[Contender], repeats: Callable[[st
         for contender in order:
             if contender.name in out or turn >= repeats(contender.name):
                 continue
-            measure, said, state = bench.once(contender)
-            seen = (said, state)
-            problem = problem_of(measure, seen, wanted)
+            try:
+                measure, said, state = bench.once(contender)
+                seen = (said, state)
+                problem = problem_of(measure, seen, wanted)
+            except Unfit as error:
+                problem = str(error)
             if problem:
                 out.add(contender.name)
                 notes.append(f"{contender.name} is out: {problem}")
@@ -279,7 +290,6 @@ def choose(scenario: Scenario, only: list[str], everybody: bool) -> tuple[list[C
 
 def bench(scenario: Scenario, only: list[str], repeats: Callable[[str], int], everybody: bool = False) -> report.Line:
     """Measures one scenario, prints and saves it."""
-    begin = time.monotonic()
     contenders, skipped = choose(scenario, only, everybody)
     counts = sorted({repeats(contender.name) for contender in contenders})
     known = facts(scenario, f"{' or '.join(map(str, counts))} of each")
@@ -297,56 +307,66 @@ def bench(scenario: Scenario, only: list[str], repeats: Callable[[str], int], ev
     text = "\n".join([*(f"- {k}: {v}" for k, v in known.items()), *(f"- {n}" for n in skipped + notes), "", shown, ""])
     print("\n" + shown)
     print(f"\nsaved as {report.save(scenario, known, results, skipped + notes, text)}\n", flush=True)
-    return report.Line(scenario, results, notes, time.monotonic() - begin)
+    return report.Line(scenario, results, notes)
 
 
 def bench_all(readme: bool, budget: float) -> int:
     """Every scenario with a share in the whole, while the time lasts; one that fails does not stop the others."""
     begin = time.monotonic()
-    lines, notes = [], []
-    for name in scenarios.names():
-        scenario = scenarios.load(name)
+    lines: list[report.Line] = []
+    for scenario in scenarios.everything():
         if scenario.whole is None:
-            notes.append(f"left out: {name} ({scenario.title}): make bench SCENARIO={name}")
             continue
         contenders, _ = choose(scenario, scenario.whole.only, False)
         repeats = whole_repeats(scenario)
         estimate = scenario.estimate([contender.name for contender in contenders], repeats)
         if time.monotonic() - begin + estimate > budget:
-            notes.append(f"no time left for {name} ({scenario.title}; about {estimate:.0f} s): make bench SCENARIO={name}")
-            print(notes[-1], flush=True)
+            print(f"no time left for {scenario.name} (about {estimate:.0f} s): make bench SCENARIO={scenario.name}\n", flush=True)
             continue
         try:
             lines.append(bench(scenario, scenario.whole.only, repeats))
         except Exception as error:
-            lines.append(report.Line(scenario, {}, [f"failed: {error}"], 0))
-            print(f"{name} failed: {error}", flush=True)
+            print(f"{scenario.name} failed: {error}\n", flush=True)
+            lines.append(report.Line(scenario, {}, [f"failed: {error}"]))
+    summarise(lines, readme)
+    print(f"{time.monotonic() - begin:.0f} s")
+    return 1 if any(line.notes for line in lines) else 0
+
+
+def summarise(lines: list[report.Line], readme: bool) -> None:
+    """Prints and saves the summary: these scenarios, and of the others the newest results there are."""
     known = machine()
-    shown = report.summary(lines)
+    done = {line.scenario.name: line for line in lines}
+    rows, notes = [], []
+    for scenario in scenarios.everything():
+        line = done.get(scenario.name) or report.newest(scenario, machine()["machine"])
+        if line is not None:
+            rows.append(line)
+        else:
+            notes.append(f"not measured: {scenario.name} ({scenario.title}): make bench SCENARIO={scenario.name}")
+    shown = report.summary(rows)
     print("\n".join(notes))
-    print(f"\n{shown}\n\n{time.monotonic() - begin:.0f} s; saved as {report.save_summary(lines, known, notes, shown)}")
+    print(f"\n{shown}\n\nsaved as {report.save_summary(rows, known, notes, shown)}")
     if readme:
         caption = f"`make bench` on {known['machine']}, {known['date']};\n{known['versions']}."
         report.write_readme("summary", caption, shown)
-    return 1 if any(line.notes for line in lines) else 0
 
 
 def whole_repeats(scenario: Scenario) -> Callable[[str], int]:
     """How often a contender runs in `make bench` without SCENARIO."""
-    whole = scenario.whole or scenarios.Whole()
-    return lambda name: 1 if name in whole.once else whole.repeat
+    whole = scenario.whole
+    return lambda name: 0 if whole is None else 1 if name in whole.once else whole.repeat
 
 
 def show_list() -> None:
     total = 0.0
-    for name in scenarios.names():
-        scenario = scenarios.load(name)
+    for scenario in scenarios.everything():
         one = scenario.estimate(scenario.contenders, lambda _name: 1)
         share = 0.0
         if scenario.whole:
             share = scenario.estimate(scenario.whole.only or scenario.contenders, whole_repeats(scenario))
         total += share
-        print(f"{name:14} {one:5.0f} s a turn, {f'{share:4.0f} s in the whole' if scenario.whole else 'not in the whole':18}  {scenario.title}")
+        print(f"{scenario.name:14} {one:5.0f} s a turn, {f'{share:4.0f} s in the whole' if scenario.whole else 'not in the whole':18}  {scenario.title}")
     print(f"the whole: {total / 60:.0f} minutes, estimated for two cores")
     print("contenders: " + ", ".join(contender.name for contender in all_contenders()))
 
@@ -359,6 +379,7 @@ def main() -> int:
     parser.add_argument("--everybody", action="store_true", help="also those that take too long to run by default")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="for all scenarios together (default: %(default).0f)")
     parser.add_argument("--readme", action="store_true", help="also write the table into README.md")
+    parser.add_argument("--summary", action="store_true", help="run nothing: the summary of the newest results of all scenarios")
     parser.add_argument("--list", action="store_true", help="the scenarios and contenders")
     given = parser.parse_args()
     only = [name.strip() for names in given.only for name in names.split(",") if name.strip()]
@@ -370,6 +391,9 @@ def main() -> int:
     try:
         if given.list:
             show_list()
+            return 0
+        if given.summary:
+            summarise([], given.readme)
             return 0
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         # pip compiles what it installs; a checkout has no compiled files where Python is told not to write them (PYTHONDONTWRITEBYTECODE).

@@ -97,6 +97,7 @@ class Part:
 class Whole:
     """Its share of `make bench` without SCENARIO."""
 
+    order: int  # 1 is first; the time may not last for the last
     repeat: int = 3
     only: list[str] = dataclasses.field(default_factory=list)  # contenders; empty: all that usually take part
     once: list[str] = dataclasses.field(default_factory=list)  # contenders that run once, whatever `repeat` says
@@ -180,3 +181,9 @@ def load(name: str) -> Scenario:
 def names() -> list[str]:
     """All scenarios there are."""
     return sorted(path.stem for path in (HERE / "scenarios").glob("*.yml"))
+
+
+def everything() -> list[Scenario]:
+    """All scenarios: those of the whole in its order, then the others."""
+    found = [load(name) for name in names()]
+    return sorted(found, key=lambda scenario: (scenario.whole.order if scenario.whole else 1000, scenario.name))
