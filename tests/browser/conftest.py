@@ -1,26 +1,12 @@
 """A headless Chromium for the tests of this folder, and the made logs of tests/plugins."""
 
-import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from browsing import chromium, until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
-
-
-def chromium():
-    """The browser's program, or None."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def until(page, expression, argument=None):
-    """Waits for JavaScript to say true. (Playwright's own wait_for_function evaluates in the page, which its policy forbids.)"""
-    deadline = time.monotonic() + 120
-    while not page.evaluate(expression, argument):
-        assert time.monotonic() < deadline, expression
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from conftest import chromium
+from browsing import chromium
 from playwright.sync_api import sync_playwright
 
 from churten.lab import Lab

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import until
+from browsing import until
 from made_logs import big, text
 
 from churten.cli.main import main

@@ -4,7 +4,7 @@ import socket
 import time
 
 import pytest
-from conftest import until
+from browsing import until
 from made_logs import big, end_line, result_line, run_line, text
 
 from churten.cli.main import main
