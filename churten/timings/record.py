@@ -234,7 +234,7 @@ class Recorder:
         now = time.monotonic()
         host, task = compat.host_name(result), compat.task(result)
         uuid = compat.uuid(task)
-        stamp = stamps.take(host, uuid)
+        stamp = stamps.take(host, uuid) or stamps.taken(host, uuid)
         part = self._parts.pop((host, uuid), None)
         offset = self._open.pop((host, uuid), None)
         begin = _begin(stamp, now)

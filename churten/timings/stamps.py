@@ -232,17 +232,22 @@ def look(host: str, uuid: str) -> Stamps | None:
 
 
 def take(host: str, uuid: str) -> Stamps | None:
-    """Remove and return the record, or None. The latest one is lent again to those who ask for it next: two callbacks may want to know."""
+    """Remove and return the record, or None."""
     global _taken
     record = _live.pop((host, uuid), None) if _live else None
     if record is None:
-        return _taken[2] if _taken is not None and _taken[:2] == (host, uuid) else None
+        return None
     if _forked:
         _drain()
     if record.ticket:
         _tickets.pop(record.ticket, None)
     _taken = host, uuid, record
     return record
+
+
+def taken(host: str, uuid: str) -> Stamps | None:
+    """The record that was taken last, if it is this one: two callbacks may want to know about the same result."""
+    return _taken[2] if _taken is not None and _taken[:2] == (host, uuid) else None
 
 
 # --- forked workers ---
