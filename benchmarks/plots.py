@@ -49,8 +49,11 @@ AXES = [
 
 
 def within(costs: list[tuple[int, float]], work: int, limit: float) -> bool:
-    """Whether `work` host-tasks will probably be done in `limit` seconds, by the points so far: (host-tasks, seconds)."""
-    return not costs or costs[-1][1] / costs[-1][0] * work <= limit
+    """Whether `work` host-tasks will probably be done in `limit` seconds, by the last two points: (host-tasks, seconds)."""
+    if len(costs) < 2:
+        return not costs or costs[-1][1] <= limit
+    (less, quick), (more, slow) = costs[-2:]
+    return slow + (slow - quick) / (more - less) * (work - more) <= limit
 
 
 def measure(axis: Axis, bench: Bench, contenders: list[Contender], repeat: int, limit: float) -> Iterator[tuple[str, int, float]]:
@@ -102,6 +105,7 @@ def draw(saved: dict, folder: Path) -> list[Path]:
         plot.set_xscale("log")
         plot.set_yscale("log")
         plot.set_xticks([point[axis.of] for point in axis.points])
+        plot.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         for one in (plot.xaxis, plot.yaxis):
             one.set_major_formatter(ticker.FormatStrFormatter("%g"))
             one.set_minor_formatter(ticker.NullFormatter())

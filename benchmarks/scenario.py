@@ -57,7 +57,8 @@ class Target:
         """A measured number, in this target's own terms."""
         if self.vs:
             return f"{found:.2f}x" if found < 10 else f"{found:.1f}x"
-        return f"{found:.3g}{' ' + self.unit if self.unit else ''}"
+        number = f"{found:.0f}" if found >= 1000 else f"{found:.3g}"
+        return f"{number} {self.unit}".rstrip()
 
     def wanted(self, title: str) -> str:
         """In words; `title` is the figure's."""

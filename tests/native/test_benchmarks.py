@@ -316,4 +316,5 @@ def test_plots(tmp_path):
     text = path.read_text()
     assert path.name == "hosts.svg" and all(word in text for word in ("<svg", "stock free", "churten free", "per host-task"))
     assert plots.draw(saved, tmp_path / "again")[0].read_text() == text
-    assert plots.within([], 5000, 300) and plots.within([(50, 2.0)], 5000, 300) and not plots.within([(50, 6.0)], 5000, 300)
+    assert plots.within([], 5000, 300) and plots.within([(50, 60.0)], 5000, 300) and not plots.within([(50, 301.0)], 5000, 300)
+    assert plots.within([(50, 20.0), (150, 24.0)], 5000, 300) and not plots.within([(50, 20.0), (150, 28.0)], 5000, 300)
