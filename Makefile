@@ -49,6 +49,11 @@ lines: dev  ## a handful of plays on an older and a newer ansible-core
 	$(BIN)/python tests/matrix/run.py --few
 test-matrix: dev  ## every line of ansible-core: build, import, plays, smoke conformance (MATRIX='--all --lines 2.18')
 	$(BIN)/python tests/matrix/run.py $(MATRIX)
+test-ara: build/ara/bin/ara-manage  ## `churten history push` against a real ARA server (installed into build/ara)
+	$(PYTEST) tests/plugins/test_history_ara.py
+build/ara/bin/ara-manage: dev
+	$(PYTHON) -m venv build/ara
+	build/ara/bin/pip install -q 'ara[server]>=1.7'
 posix: build/posix/ansible_collections  ## ansible.posix (50 MB), for the tests of its callbacks
 build/posix/ansible_collections: dev
 	$(BIN)/pip download -q --no-deps --only-binary :all: -d build/posix 'ansible==12.*'
@@ -96,4 +101,4 @@ $(BIN)/.tools: .ci/packages
 $(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
-.PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays posix conformance conformance-smoke lines test-matrix test-browser pictures lint bench bench-summary bench-plots asan fuzz clean
+.PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays test-ara posix conformance conformance-smoke lines test-matrix test-browser pictures lint bench bench-summary bench-plots asan fuzz clean

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import typing as t
 
 from churten.history import ingest, query, store
 from churten.history.place import Place, Unusable
 
+from . import _history_out
 from . import _history_show as show
 
 
@@ -47,6 +49,8 @@ def add_parser(subparsers: t.Any) -> None:
     found.add_argument("--keep", type=_count, metavar="N", help="all but the latest N runs")
     found.add_argument("--run", dest="run_id", metavar="RUN", help="this one")
     found.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+    _history_out.add_verbs(functools.partial(_verb, verbs), catch_up)
 
 
 def _verb(verbs: t.Any, name: str, function: t.Callable[..., int], words: str) -> argparse.ArgumentParser:

@@ -97,14 +97,6 @@ CREATE TABLE imports (              -- files of runs/ that are not read to their
     position INTEGER NOT NULL,
     run_id INTEGER REFERENCES runs ON DELETE CASCADE
 ) WITHOUT ROWID;
-CREATE TABLE pushed (               -- what a server has got of a run: resumable, no duplicates
-    run_id INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
-    server TEXT NOT NULL,
-    kind TEXT NOT NULL,             -- playbook file play task host result record done
-    ours TEXT NOT NULL,
-    theirs INTEGER NOT NULL,
-    PRIMARY KEY (run_id, server, kind, ours)
-) WITHOUT ROWID;
 """
 
 # From a version to the next: MIGRATIONS[1] makes version 2 of version 1.

@@ -90,10 +90,11 @@ def test_nothing_is_unpickled_or_executed(files):
 
 
 def test_no_network_and_no_telemetry(files):
-    """R19: only the agent's modules and ssh speak to anybody."""
+    """R19: only the agent's modules and ssh speak to anybody; and of the history what a user starts by hand."""
+    by_hand = {"churten/history/ara.py", "churten/history/serve.py", "churten/history/pages.py", "churten/cli/_history_out.py"}
     network = {"urllib", "http", "requests", "ftplib", "smtplib", "socketserver", "xmlrpc", "asyncio", "ssl"}
     found = {(name, m) for path, name in sources(files, "churten", "plugins") for m in used(ast.parse(path.read_text()))[0] & network}
-    assert {one for one in found if one[0] != "churten/agent.py"} == set()
+    assert {one for one in found if one[0] != "churten/agent.py" and one[0] not in by_hand} == set()
 
 
 def test_temporary_files_cannot_be_guessed(files):
