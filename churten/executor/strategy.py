@@ -82,7 +82,7 @@ class Results(collections.deque[t.Any]):
 class Job:
     """One task on one host, from `_queue_task` to its result."""
 
-    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "worker", "lent", "engine", "begun", "fiber", "waited")
+    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "worker", "lent", "engine", "begun", "fiber", "waited", "record")
 
     def __init__(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any, throttle: int) -> None:
         self.host = host
@@ -97,6 +97,7 @@ class Job:
         self.begun = 0.0
         self.fiber: Fiber | None = None
         self.waited = False
+        self.record: stamps.Stamps | None = None
 
 
 class FiberStrategy:
@@ -202,8 +203,7 @@ class FiberStrategy:
         if self._hub is None:
             super()._queue_task(host, task, task_vars, play_context)  # type: ignore[misc]
             return
-        stamps.begin(host.name, task._uuid)
-        stamps.mark(host.name, task._uuid, "eligible")
+        record = stamps.begin(host.name, task._uuid)
         self._blocked_hosts[host.name] = True
         template = self._adapter.templater(self, task_vars)
         try:
@@ -213,6 +213,7 @@ class FiberStrategy:
         if task.run_once and not isinstance(self, FreeFiberStrategy):
             throttle = 0
         job = Job(host, task, task_vars, play_context, throttle)
+        job.record = record
         job.engine, reason = self._engines.choose(task, task_vars, template)
         display.vvvv(f"engine: {job.engine} ({reason}) for {task.action}", host=host.name)
         self._jobs[host.name, task._uuid] = job
@@ -247,8 +248,8 @@ class FiberStrategy:
                 play=self._iterator._play, host=host, task=task, _hosts=self._hosts_cache, _hosts_all=self._hosts_cache_all
             )
             self.add_tqm_variables(job.task_vars, play=self._iterator._play)
-        stamps.mark(host.name, task._uuid, "slot")
-        stamps.engine(host.name, task._uuid, job.engine, slot)
+        if (record := job.record) is not None:
+            record.slot, record.engine, record.worker = time.monotonic(), job.engine, slot
         self._log.begin(slot, task.get_name(), host.name, self._active())
         if job.engine == FIBER:
             self._start_fiber(job)
@@ -271,8 +272,7 @@ class FiberStrategy:
 
         def body() -> None:
             separate()
-            stamps.enter(host.name, task._uuid)
-            stamps.mark(host.name, task._uuid, "start")
+            stamps.enter(job.record)
             try:
                 if reason := self._engines.must_fork(task):
                     raise NeedsFork(reason)
@@ -305,7 +305,9 @@ class FiberStrategy:
             self._fiber_jobs.pop(t.cast(Fiber, job.fiber), None)
             job.fiber = None
             self._workers[job.slot] = None
-            stamps.engine(job.host.name, job.task._uuid, FORK, job.slot)
+            if job.record is not None:
+                job.record.engine = FORK
+                stamps.announce(job.host.name, job.task._uuid)
             self._start_fork(job, announced=True)
 
     def _start_fork(self, job: Job, announced: bool = False) -> None:
@@ -324,7 +326,6 @@ class FiberStrategy:
         if worker.pid is None:
             self._not_started(job)
             return
-        stamps.mark(job.host.name, job.task._uuid, "start")
         worker._task = _NO_TASK
 
         def ended() -> None:

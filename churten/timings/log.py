@@ -201,9 +201,13 @@ class TimingLog:
             text = self._tasks[key] = self._encode({"v": VERSION, "ev": "result", "run": self._run} | common)[:-1]
         text += f',"host":{_word(result.host)},"status":{_word(result.status)}'
         text += f',"items":{"null" if result.items is None else result.items},"started":"{result.started}"'
-        for name in _TIME_FIELDS:
-            value = getattr(result, name)
-            text += f',"{name}":null' if value is None else f',"{name}":{value:.6f}'
+        if result.queue is None or result.controller is None:
+            for name in _TIME_FIELDS:
+                value = getattr(result, name)
+                text += f',"{name}":null' if value is None else f',"{name}":{value:.6f}'
+        else:
+            text += f',"at":{result.at:.6f},"seconds":{result.seconds:.6f},"queue":{result.queue:.6f},"connect":{result.connect:.6f}'
+            text += f',"remote":{result.remote:.6f},"controller":{result.controller:.6f}'
         engine = "null" if result.engine is None else f'"{result.engine}"'
         text += f',"engine":{engine},"worker":{"null" if result.worker is None else result.worker}'
         text += f',"source":{_word(result.source)},"attempts":{result.attempts},"delegated":{_word(result.delegated)}'

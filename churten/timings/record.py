@@ -16,6 +16,7 @@ import churten
 
 from ..compat import callback as compat
 from . import stamps
+from .later import Later
 from .log import Rotation, TimingLog
 from .model import Item, Model, Result
 from .workers import WorkerLog
@@ -66,11 +67,11 @@ class Lanes:
             self._log.begin(number, task.get_name(), host, self._active)
         return number
 
-    def end(self, number: int, result: Result) -> None:
+    def end(self, number: int, task: str, host: str, seconds: float, status: str) -> None:
         """Its result was handled."""
         heapq.heappush(self._free, number)
         if self._log is not None and self._log.on:
-            self._log.end(number, result.task, result.host, self._active, result.seconds, result.status)
+            self._log.end(number, task, host, self._active, seconds, status)
 
     def close(self) -> None:
         """The run ended."""
@@ -82,6 +83,18 @@ class Lanes:
         return self._made - len(self._free)
 
 
+class Done(t.NamedTuple):
+    """A result as the callback got it."""
+
+    at: float  # monotonic
+    clock: float  # wall clock
+    result: t.Any
+    status: str
+    stamp: stamps.Stamps | None
+    part: Part | None
+    play: tuple[str, str]
+
+
 class Recorder:
     """The timings of this process's run. Its methods are called by one thread at a time (core holds a lock around callbacks)."""
 
@@ -91,7 +104,6 @@ class Recorder:
         """`labels`: the log names the items of loops."""
         self.model = Model()
         self._zero = time.monotonic()
-        self._open: dict[tuple[str, str], float] = {}  # wall clock
         self._parts: dict[tuple[str, str], Part] = {}
         self._places: dict[str, tuple[str, str | None, str | None]] = {}  # of a task: action, role, path
         self._play = ("", "")
@@ -102,6 +114,7 @@ class Recorder:
         self._last_done: dict[str, float] = {}
         self._forks = 1
         self._results = 0
+        self._later = Later(self._take_in, warn)
         self._labels = labels
         self._log = TimingLog(log_path, warn, secrets.token_hex(8), rotation) if log_path else None
         self._lanes = Lanes()
@@ -136,17 +149,15 @@ class Recorder:
 
     def start(self, host: t.Any, task: t.Any) -> None:
         """The strategy hands a host's task to a worker."""
-        name, uuid = host.name, compat.uuid(task)
-        now = time.monotonic()
-        record = stamps.announce(name, uuid)
+        record = stamps.announce(host.name, compat.uuid(task))
         if record is not None and record.engine is None:
+            name, now = host.name, time.monotonic()
             in_step = self._strategy.rpartition(".")[2] in _IN_STEP
             record.eligible = self._task_begun if in_step else self._last_done.get(name, self._play_begun)
             record.slot = now
             if not self._play_told and stamps.slot_limit() is None:
                 self._lanes.play(self._forks)
             record.worker = self._lanes.begin(task, name)
-        self._open[name, uuid] = time.time() - now
         if not self._play_told:
             self._tell_play()
 
@@ -155,7 +166,7 @@ class Recorder:
         slots = stamps.slot_limit() or self._forks
         self.model.slots = max(self.model.slots, slots)
         if self._log is not None:
-            self._log.play(
+            self._later.put(
                 {
                     "play": self._play[0],
                     "play_uuid": self._play[1],
@@ -205,14 +216,13 @@ class Recorder:
         label: str | None,
         delegated: str | None,
     ) -> None:
-        assert self._log is not None
         connect = remote = None
         if stamp is not None and _phased(stamp):
             mine = stamp.spans[part.spans :]
             part.spans += len(mine)
             connect = sum(sent - began for began, sent, _ in mine)
             remote = sum(ended - sent for _, sent, ended in mine)
-        self._log.item(
+        self._later.put(
             Item(
                 play_uuid=self._play[1],
                 uuid=uuid,
@@ -230,55 +240,73 @@ class Recorder:
         )
 
     def done(self, result: t.Any, status: str) -> None:
-        """The result of a host's task was handled."""
+        """The result of a host's task was handled. Here only what must be done at once: `_take_in` does the rest."""
         now = time.monotonic()
         host, task = compat.host_name(result), compat.task(result)
+        key = host, compat.uuid(task)
+        stamp = stamps.take(*key) or stamps.taken(*key)
+        part = self._parts.pop(key, None) if self._parts else None
+        if stamp is None or stamp.engine is None:
+            self._last_done[host] = now
+            if stamp is not None and stamp.worker is not None:
+                self._lanes.end(stamp.worker, str(task.get_name()), host, now - _begin(stamp, now), status)
+        if part is not None and not part.items and part.attempt > 1 and self._log is not None:
+            self._log_part(part, stamp, *key, status, now, None, None, compat.delegated_to(result))
+        self._results += 1
+        self._later.put(Done(now, time.time(), result, status, stamp, part, self._play))
+
+    def finish(self) -> None:
+        """The run ended."""
+        self._later.flush()
+        self.model.total_s = time.monotonic() - self._zero
+        self._lanes.close()
+        if self._log is not None:
+            self._log.end(self.model.total_s, self._results)
+
+    def _take_in(self, thing: t.Any) -> None:
+        """Count and log what was kept."""
+        if isinstance(thing, Done):
+            timed = self._result(thing)
+            self.model.add(timed)
+            if self._log is not None:
+                self._log.result(timed)
+        elif self._log is not None:
+            if isinstance(thing, Item):
+                self._log.item(thing)
+            else:
+                self._log.play(thing)
+
+    def _result(self, done: Done) -> Result:
+        result, part, stamp = done.result, done.part, done.stamp
+        task = compat.task(result)
         uuid = compat.uuid(task)
-        stamp = stamps.take(host, uuid) or stamps.taken(host, uuid)
-        part = self._parts.pop((host, uuid), None)
-        offset = self._open.pop((host, uuid), None)
-        begin = _begin(stamp, now)
+        begin = _begin(stamp, done.at)
         place = self._places.get(uuid)
         if place is None:
             place = self._places[uuid] = (str(task.action), compat.role_name(task), str(task.get_path() or "") or None)
         timed = Result(
-            play=self._play[0],
-            play_uuid=self._play[1],
+            play=done.play[0],
+            play_uuid=done.play[1],
             task=str(task.get_name()),
             uuid=uuid,
             action=place[0],
             role=place[1],
             path=place[2],
-            host=host,
-            status=status,
+            host=compat.host_name(result),
+            status=done.status,
             items=(part.items or None) if part is not None else None,
-            started=_utc(begin + (offset if offset is not None else time.time() - now)),
+            started=_utc(done.clock - (done.at - begin)),
             at=begin - self._zero,
-            seconds=now - begin,
+            seconds=done.at - begin,
             source="callbacks",
             # A loop's result has the template as it was written: each item has its own host.
             delegated=compat.delegated_to(result) if part is None or not part.items else _the_one(part.delegated),
         )
         if stamp is not None:
-            self._split(timed, stamp, now)
+            self._split(timed, stamp, done.at)
         if part is not None:
             timed.attempts = part.attempts if part.items else part.attempt
-            if self._log is not None and not part.items and part.attempt > 1:
-                self._log_part(part, stamp, host, uuid, status, now, None, None, timed.delegated)
-        if stamp is not None and stamp.engine is None and stamp.worker is not None:
-            self._lanes.end(stamp.worker, timed)
-        self._last_done[host] = now
-        self.model.add(timed)
-        self._results += 1
-        if self._log is not None:
-            self._log.result(timed)
-
-    def finish(self) -> None:
-        """The run ended."""
-        self.model.total_s = time.monotonic() - self._zero
-        self._lanes.close()
-        if self._log is not None:
-            self._log.end(self.model.total_s, self._results)
+        return timed
 
     def _split(self, result: Result, stamp: stamps.Stamps, now: float) -> None:
         """Fill in what the stamps know."""

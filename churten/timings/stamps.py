@@ -1,8 +1,8 @@
 """When each step of a host's task happened: filled where it happens, read once by the timings callback.
 
-The executor, the connection and the hub call `begin`, `mark` and `here`; the callback calls `announce` when a strategy hands a task to a worker and
-`take` when its result was handled. All times are `time.monotonic()` seconds of the controller (the pool's CLOCK_MONOTONIC microseconds divided by 1e6
-are the same clock).
+The executor makes a record with `begin`, writes its own moments into it and says `enter` in the task's fiber; connections say `connecting`, `connected`
+and `request`. The callback calls `announce` when a strategy hands a task to a worker and `take` when its result was handled. All times are
+`time.monotonic()` seconds of the controller (the pool's CLOCK_MONOTONIC microseconds divided by 1e6 are the same clock).
 
 Nothing is recorded until somebody asks for it with `enable()`, so a run without the callback pays one `if`. A task may connect and run remotely more
 than once (loops, retries, transfers): `connect_begin` and `remote_begin` keep the first time, `*_end` the last, `connect_s` and `remote_s` the sum, and
@@ -136,13 +136,12 @@ def slot_limit() -> int | None:
 
 
 def begin(host: str, uuid: str) -> Stamps | None:
-    """A new record for this host and task (an older one is dropped). None when nobody records."""
+    """A new record for this host and task (an older one is dropped), with the moment it became eligible. None when nobody records."""
     global _taken
     if not _on:
         return None
-    take(host, uuid)
     _taken = None
-    record = _live[host, uuid] = Stamps()
+    record = _live[host, uuid] = Stamps(eligible=time.monotonic())
     return record
 
 
@@ -151,13 +150,15 @@ _last_ticket = 0
 
 def announce(host: str, uuid: str) -> Stamps | None:
     """The task starts on the host, maybe in a worker forked next. Answers its record; of a strategy that made none, a new one."""
-    global _announced, _last_ticket
+    global _announced, _last_ticket, _taken
     if not _on:
         return None
     record = _live.get((host, uuid))
-    if record is None or (record.ticket and record.engine is None):
-        record = begin(host, uuid)
-        assert record is not None
+    if record is not None and record.engine == "fiber":
+        return record
+    if record is None or record.engine is None:
+        _taken = None
+        record = _live[host, uuid] = Stamps()
     if not record.ticket:
         _last_ticket += 1
         record.ticket = _last_ticket
@@ -166,21 +167,16 @@ def announce(host: str, uuid: str) -> Stamps | None:
     return record
 
 
-def enter(host: str, uuid: str) -> None:
-    """Make the record the one `here` writes to, in this contextvars context (one per fiber)."""
-    if _on:
-        _current.set(_live.get((host, uuid)))
-
-
-def mark(host: str, uuid: str, name: str, when: float | None = None) -> None:
-    """Stamp one step (a name of NAMES) at `when`, by default now. Without a record: nothing."""
-    if _on and (record := _live.get((host, uuid))) is not None:
-        setattr(record, name, time.monotonic() if when is None else when)
+def enter(record: Stamps | None) -> None:
+    """This is its fiber, which starts now: what its connection does goes into this record (None: nowhere)."""
+    if record is not None:
+        record.start = time.monotonic()
+    _current.set(record)
 
 
 def arrived(host: str, uuid: str) -> None:
-    """The result is with the strategy; marks `received` unless its fiber has."""
-    if _on and (record := _live.get((host, uuid))) is not None and record.received is None:
+    """The result is with the strategy."""
+    if _live and (record := _live.get((host, uuid))) is not None:
         record.received = time.monotonic()
 
 
@@ -215,13 +211,6 @@ def foreign() -> t.Iterator[None]:
         yield
     finally:
         request(began, began, time.monotonic())
-
-
-def engine(host: str, uuid: str, name: str, worker: int | None = None) -> None:
-    """Note what runs the task ("fiber" or "fork") and in which slot."""
-    if _on and (record := _live.get((host, uuid))) is not None:
-        record.engine = name
-        record.worker = worker
 
 
 def look(host: str, uuid: str) -> Stamps | None:

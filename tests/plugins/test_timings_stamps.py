@@ -78,7 +78,7 @@ def test_stamps(case):
     assert len(slept) == 2
     for line in slept:
         assert line["source"] == source and line["engine"] == engine, line
-        assert 0.3 <= line["seconds"] < 5
+        assert 0.3 <= line["seconds"] < 60
         moments = [line["t"][name] for name in stamps.NAMES if name in line["t"]]
         assert moments == sorted(moments)
         assert {"eligible", "slot", "start", "processed"} <= set(line["t"])

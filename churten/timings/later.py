@@ -1,0 +1,65 @@
+"""Work that need not be done where it comes up: kept, and done together a moment later by a thread.
+
+Between two tasks the controller's caches hold other things, so a few microseconds of work cost several times as much there as they do one after the
+other. A thread that sleeps a tenth of a second and then does all that has come is nearly free, and what is kept is never older than that.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import os
+import threading
+import time
+import typing as t
+
+PAUSE_S = 0.1
+KEPT_MAX = 2000
+
+
+class Later:
+    """Calls `work(thing)` for everything that was put, in order. Only in the process that made it: a forked child neither keeps nor works."""
+
+    def __init__(self, work: t.Callable[[t.Any], None], warn: t.Callable[[str], object]) -> None:
+        """`warn` is called once if `work` raises."""
+        self._work = work
+        self._warn = warn
+        self._warned = False
+        self._things: collections.deque[t.Any] = collections.deque()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()  # of those who work
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        atexit.register(self.flush)
+
+    def put(self, thing: t.Any) -> None:
+        """To be worked on soon."""
+        self._things.append(thing)
+        if len(self._things) >= KEPT_MAX:
+            self.flush()  # the thread gets no time
+        if not self._wake.is_set():
+            self._wake.set()
+            if self._thread is None and os.getpid() == self._pid:
+                self._thread = threading.Thread(target=self._run, name="churten-timings", daemon=True)
+                self._thread.start()
+
+    def flush(self) -> None:
+        """Work on everything now; returns when it is done."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            while self._things:
+                thing = self._things.popleft()
+                try:
+                    self._work(thing)
+                except Exception as ex:
+                    if not self._warned:
+                        self._warned = True
+                        self._warn(f"churten.core.timings: a time was lost: {ex!r}")
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            time.sleep(PAUSE_S)
+            self._wake.clear()
+            self.flush()
