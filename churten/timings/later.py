@@ -1,7 +1,7 @@
 """Work that need not be done where it comes up: kept, and done together a moment later by a thread.
 
 Between two tasks the controller's caches hold other things, so a few microseconds of work cost several times as much there as they do one after the
-other. A thread that sleeps a tenth of a second and then does all that has come is nearly free, and what is kept is never older than that.
+other. A thread that sleeps a little and then does all that has come is nearly free, and what is kept is never older than `PAUSE_S` (seconds).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 import typing as t
 
-PAUSE_S = 0.1
+PAUSE_S = 0.3
 KEPT_MAX = 2000
 
 
