@@ -17,6 +17,7 @@ import churten
 
 from ..compat import callback as compat
 from ..compat import secrets as compat_secrets
+from ..timings.later import AtOnce
 from ..timings.model import Model, Result
 from ..timings.record import Lanes, Recorder
 from .hide import Hider, is_secret_name
@@ -60,6 +61,7 @@ class HistoryRecorder(Recorder):
         super().__init__(None, warn)
         self.model = _NoModel()
         self._lanes = _QuietLanes()
+        self._later = AtOnce(self._take_in)  # `more` belongs to one result
         self._place = place
         self._warn = warn
         self._wishes = wishes

@@ -17,6 +17,16 @@ PAUSE_S = 0.3
 KEPT_MAX = 2000
 
 
+class AtOnce:
+    """In place of Later where what belongs to a thing changes with the next one."""
+
+    def __init__(self, work: t.Callable[[t.Any], None]) -> None:
+        self.put = work
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+
 class Later:
     """Calls `work(thing)` for everything that was put, in order. Only in the process that made it: a forked child neither keeps nor works."""
 

@@ -16,7 +16,7 @@ import churten
 
 from ..compat import callback as compat
 from . import stamps
-from .later import Later
+from .later import AtOnce, Later
 from .log import Rotation, TimingLog
 from .model import Item, Model, Result
 from .workers import WorkerLog
@@ -106,6 +106,7 @@ class Recorder:
         self._zero = time.monotonic()
         self._parts: dict[tuple[str, str], Part] = {}
         self._places: dict[str, tuple[str, str | None, str | None]] = {}  # of a task: action, role, path
+        self._numbers: dict[tuple[str, str], int] = {}  # of workers, under strategies that are not ours
         self._play = ("", "")
         self._strategy = ""
         self._play_begun = 0.0
@@ -114,7 +115,7 @@ class Recorder:
         self._last_done: dict[str, float] = {}
         self._forks = 1
         self._results = 0
-        self._later = Later(self._take_in, warn)
+        self._later: Later | AtOnce = Later(self._take_in, warn)
         self._labels = labels
         self._log = TimingLog(log_path, warn, secrets.token_hex(8), rotation) if log_path else None
         self._lanes = Lanes()
@@ -153,11 +154,14 @@ class Recorder:
         if record is not None and record.engine is None:
             name, now = host.name, time.monotonic()
             in_step = self._strategy.rpartition(".")[2] in _IN_STEP
-            record.eligible = self._task_begun if in_step else self._last_done.get(name, self._play_begun)
-            record.slot = now
+            if record.slot is None:
+                record.eligible = self._task_begun if in_step else self._last_done.get(name, self._play_begun)
+                record.slot = now
             if not self._play_told and stamps.slot_limit() is None:
                 self._lanes.play(self._forks)
-            record.worker = self._lanes.begin(task, name)
+            number = self._numbers[name, compat.uuid(task)] = self._lanes.begin(task, name)
+            if record.worker is None:
+                record.worker = number
         if not self._play_told:
             self._tell_play()
 
@@ -248,8 +252,8 @@ class Recorder:
         part = self._parts.pop(key, None) if self._parts else None
         if stamp is None or stamp.engine is None:
             self._last_done[host] = now
-            if stamp is not None and stamp.worker is not None:
-                self._lanes.end(stamp.worker, str(task.get_name()), host, now - _begin(stamp, now), status)
+            if (number := self._numbers.pop(key, None)) is not None:
+                self._lanes.end(number, str(task.get_name()), host, now - _begin(stamp, now), status)
         if part is not None and not part.items and part.attempt > 1 and self._log is not None:
             self._log_part(part, stamp, *key, status, now, None, None, compat.delegated_to(result))
         self._results += 1

@@ -149,14 +149,17 @@ _last_ticket = 0
 
 
 def announce(host: str, uuid: str) -> Stamps | None:
-    """The task starts on the host, maybe in a worker forked next. Answers its record; of a strategy that made none, a new one."""
+    """The task starts on the host, maybe in a worker forked next. Answers its record; of a strategy that made none, a new one.
+
+    Several callbacks may announce the same task.
+    """
     global _announced, _last_ticket, _taken
     if not _on:
         return None
     record = _live.get((host, uuid))
     if record is not None and record.engine == "fiber":
         return record
-    if record is None or record.engine is None:
+    if record is None:
         _taken = None
         record = _live[host, uuid] = Stamps()
     if not record.ticket:
