@@ -71,7 +71,7 @@ lint: dev  ## ruff, mypy, layers, exports
 	$(PYTEST) tests/lint
 bench: dev  ## all scenarios that fit in 20 minutes; SCENARIO=cmd20x20 REPEAT=3 ONLY="churten free,mitogen free": one (README=1: into README.md)
 	@$(MAKE) -s build/pyinfra/bin/pyinfra || echo "pyinfra could not be installed and will be skipped"
-	$(BIN)/python benchmarks/run.py $(if $(SCENARIO),--scenario $(SCENARIO) --repeat $(REPEAT)) $(if $(ONLY),--only "$(ONLY)") $(if $(README),--readme)
+	$(BIN)/python benchmarks/run.py $(if $(SCENARIO),--scenario $(SCENARIO) --repeat $(REPEAT)) $(if $(ONLY),--only "$(ONLY)") $(if $(EVERYBODY),--everybody) $(if $(README),--readme)
 bench-summary: dev  ## the table of the newest results of all scenarios (README=1: into README.md)
 	$(BIN)/python benchmarks/run.py --summary $(if $(README),--readme)
 bench-plots: dev  ## REPEAT=3: cost per host-task against hosts and tasks, benchmarks/plots/*.svg (about half an hour)

@@ -207,7 +207,7 @@ class Bench:
         state = tree(self.world.lab.dir / "hosts", scenario.state) if scenario.state else {}
         said = pyinfra_recap(measure.output) if contender.kind == "pyinfra" else recap(measure.output)
         for name, part in scenario.parts.items():
-            if measure.code == 0:
+            if measure.code == 0 and contender.kind == "ansible":
                 found = self.play(contender, self.own(), part.playbook or scenario.playbook, part.limit)
                 if found.code != 0:
                     return found, {}, {}
@@ -345,7 +345,8 @@ def summarise(lines: list[report.Line], readme: bool) -> None:
         else:
             notes.append(f"not measured: {scenario.name} ({scenario.title}): make bench SCENARIO={scenario.name}")
     shown = report.summary(rows)
-    print("\n".join(notes))
+    for note in notes:
+        print(note)
     print(f"\n{shown}\n\nsaved as {report.save_summary(rows, known, notes, shown)}")
     if readme:
         caption = f"`make bench` on {known['machine']}, {known['date']};\n{known['versions']}."

@@ -273,6 +273,31 @@ def test_problems_are_named():
     assert run.problem_of(failed, wanted, wanted) == "exit code 4: a / b"
 
 
+def test_the_whole_goes_on_after_a_failure_and_keeps_its_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    whole = {"repeat": 2, "only": ["stock free", "churten free"], "once": ["stock free"]}
+    seconds = {"stock free": 100, "churten free": 10}
+    found = [made(f"s{n}", title=f"scenario {n}", whole={**whole, "order": n}, seconds=seconds) for n in (1, 2, 3, 4)]
+    found[2].seconds = {"stock free": 2000.0}
+    monkeypatch.setattr(scenario, "everything", lambda: [*found, made("s5", title="scenario 5")])
+    ran = []
+
+    def bench(one_of_them, only, repeats):
+        ran.append((one_of_them.name, {name: repeats(name) for name in only}))
+        if one_of_them.name == "s1":
+            raise RuntimeError("no hosts")
+        return report.Line(one_of_them, {"stock free": [one(4.0)], "churten free": [one(1.0)]}, [])
+
+    monkeypatch.setattr(run, "bench", bench)
+    assert run.bench_all(False, 1000) == 1
+    assert ran == [(name, {"stock free": 1, "churten free": 2}) for name in ("s1", "s2", "s4")]
+    said = capsys.readouterr().out
+    assert "no time left for s3 (about 20" in said and "not measured: s5 (scenario 5): make bench SCENARIO=s5" in said
+    rows = [line for line in said.splitlines() if line.startswith("| scenario ")][1:]
+    assert rows == ["| scenario 1 |  |  |  |  |  | **failed: no hosts** |", "| scenario 2 | 1.00 |  | 4.00 |  | 4.0x |  |",
+                    "| scenario 4 | 1.00 |  | 4.00 |  | 4.0x |  |"]
+
+
 # Runs in a process of its own, too. The tables go to a directory of the test.
 BENCH = """
 import json, sys
