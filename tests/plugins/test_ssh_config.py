@@ -285,7 +285,6 @@ def everything(place, server, agent, play):
     return all_cases
 
 
-@pytest.mark.row("A7", "A6")
 @pytest.mark.row("A6", "A7")
 def test_every_case_as_under_stock(everything, place, server):
     master = ["ssh", "-F", "none", "-i", server.dir / "keys/user_ed25519", "-o", f"UserKnownHostsFile={server.dir}/known_hosts", "-p", server.hosts[0].port]
@@ -309,8 +308,9 @@ def test_every_case_as_under_stock(everything, place, server):
             wrong.append(f"{name}: {left['status']} under stock, here {right['status']}: {messages}")
         elif left["status"] == "unreachable":
             kinds = [sorted({found.lower() for found in KINDS.findall(line["result"]["msg"])}) for line in (left, right)]
-            # Stock may learn that its pipe broke before it reads what its client, or the client of a jump host, said.
-            if not set(kinds[0]) <= set(kinds[1]):
+            # Stock, also when it is what our host falls back to, may learn that its pipe broke before it reads what a client said.
+            broke = "Broken pipe" in right["result"]["msg"] and "Data could not be sent" in left["result"]["msg"]
+            if not broke and not set(kinds[0]) <= set(kinds[1]):
                 wrong.append(f"{name}: refused in other words:\n  {left['result']['msg']!r}\n  {right['result']['msg']!r}")
         elif left["result"].get("stdout") != right["result"].get("stdout"):
             wrong.append(f"{name}: another session:\n  {left['result']['stdout']!r}\n  {right['result']['stdout']!r}")
