@@ -236,6 +236,74 @@ ch_facts_parse(const char *data, size_t len, struct ch_facts **out)
     return json == NULL ? CH_ERR_UNSUPPORTED : CH_OK;
 }
 
+/* The character that stands for the escape \c, or 0. */
+static char
+unescaped(char c)
+{
+    switch (c) {
+    case '"':
+    case '\\':
+    case '/':
+        return c;
+    case 'b':
+        return '\b';
+    case 'f':
+        return '\f';
+    case 'n':
+        return '\n';
+    case 'r':
+        return '\r';
+    case 't':
+        return '\t';
+    default:
+        return 0;
+    }
+}
+
+int
+ch_facts_unwrap(const char *data, size_t len, const char *key, char **out,
+                size_t *out_len)
+{
+    size_t at = strlen(key), end, n = 0;
+    char *text = NULL;
+    int r = CH_ERR_UNSUPPORTED;
+
+    *out = NULL;
+    if (len < at + 8 || memcmp(data, "{\"", 2) != 0 ||
+        memcmp(data + 2, key, at) != 0 ||
+        memcmp(data + 2 + at, "\": \"", 4) != 0 ||
+        memcmp(data + len - 2, "\"}", 2) != 0) {
+        return r;
+    }
+    at += 6;
+    end = len - 2;
+    text = malloc(end - at + 1);
+    if (text == NULL) {
+        return CH_ERR_NOMEM;
+    }
+    while (at < end) {
+        unsigned char c = (unsigned char)data[at++];
+        if (c == '\\') {
+            c = at < end ? (unsigned char)unescaped(data[at++]) : 0;
+        } else if (c == '"') {
+            c = 0;
+        } else if (c < 0x20 || c >= 0x7f) {
+            c = 0;
+        }
+        if (c == 0) {
+            goto out;
+        }
+        text[n++] = (char)c;
+    }
+    *out = text;
+    *out_len = n;
+    text = NULL;
+    r = CH_OK;
+out:
+    free(text);
+    return r;
+}
+
 void
 ch_facts_free(struct ch_facts *facts)
 {

@@ -21,6 +21,9 @@
 #include "facts.h"
 
 #define PAYLOAD "__payload__"
+/* Bytes of a text that is interned: most short ones ("off [fixed]", "rw",
+ * versions) are the same within a host and from host to host. */
+#define SHORT 32u
 
 struct decoder {
     ch_state *state;
@@ -72,7 +75,8 @@ decode_object(const struct decoder *d, const struct ch_fact *fact)
     ch_fact_iter_init(&iter, fact);
     while (r == 0 && ch_fact_iter_next(&iter, &name, &member)) {
         special |= strncmp(name, "__ansible_", 10) == 0;
-        key = PyUnicode_FromString(name);
+        /* Interned: hosts have the same names a thousand times over. */
+        key = PyUnicode_InternFromString(name);
         value = key == NULL ? NULL : decode_fact(d, member);
         r = value == NULL ? -1 : PyDict_SetItem(dict, key, value);
         Py_CLEAR(key);
@@ -110,7 +114,11 @@ decode_fact(const struct decoder *d, const struct ch_fact *fact)
         return PyFloat_FromDouble(ch_fact_real(fact));
     case CH_FACT_STRING:
         utf8 = ch_fact_string(fact, &len);
-        return PyUnicode_DecodeUTF8(utf8, (Py_ssize_t)len, NULL);
+        out = PyUnicode_DecodeUTF8(utf8, (Py_ssize_t)len, NULL);
+        if (out != NULL && len <= SHORT) {
+            PyUnicode_InternInPlace(&out);
+        }
+        return out;
     case CH_FACT_ARRAY:
     case CH_FACT_OBJECT:
         break;
@@ -130,12 +138,19 @@ parse(const char *data, size_t len, int envelope, struct ch_facts **out)
 {
     const struct ch_fact *payload = NULL;
     struct ch_facts *outer = NULL;
+    char *inner = NULL;
     size_t n;
     int r;
 
     *out = NULL;
     if (!envelope) {
         return ch_facts_parse(data, len, out);
+    }
+    r = ch_facts_unwrap(data, len, PAYLOAD, &inner, &n);
+    if (r == CH_OK) {
+        r = ch_facts_parse(inner, n, out);
+        free(inner);
+        return r;
     }
     r = ch_facts_parse(data, len, &outer);
     if (r < 0) {

@@ -29,6 +29,7 @@ from ansible.plugins.strategy import StrategyBase
 
 from churten import _core
 
+from .facts_memo import remembered_facts
 from .keywords import quick_copies
 from .memo import ClassMemo, remembered_lookups, remembered_options
 
@@ -242,6 +243,7 @@ class Adapter(abc.ABC):
                 self.remembered_keywords(),
                 quick_copies(),
                 remembered_lookups(),
+                remembered_facts(),
             ):
                 yield
         finally:

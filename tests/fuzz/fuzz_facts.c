@@ -47,6 +47,32 @@ walk(const struct ch_fact *fact)
     return n;
 }
 
+/* What is unwrapped by hand is what jansson unwraps. */
+static void
+unwrap(const char *data, size_t size)
+{
+    struct ch_facts *facts = NULL;
+    const struct ch_fact *value;
+    char *text = NULL;
+    size_t n, len;
+
+    if (ch_facts_unwrap(data, size, "__payload__", &text, &n) != CH_OK) {
+        return;
+    }
+    if (ch_facts_parse(data, size, &facts) != CH_OK) {
+        abort();
+    }
+    value = ch_fact_member(ch_facts_root(facts), "__payload__");
+    if (value == NULL || ch_fact_type(value) != CH_FACT_STRING) {
+        abort();
+    }
+    if (memcmp(ch_fact_string(value, &len), text, n) != 0 || len != n) {
+        abort();
+    }
+    ch_facts_free(facts);
+    free(text);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -59,5 +85,6 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         ch_facts_free(facts);
     }
+    unwrap((const char *)data, size);
     return 0;
 }

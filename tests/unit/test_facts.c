@@ -224,6 +224,49 @@ what_jansson_refuses_is_unsupported(void **state)
 }
 
 static void
+an_envelope_is_unwrapped_as_jansson_would_or_not_at_all(void **state)
+{
+    static const char *const texts[] = {
+        "{\"k\": \"\"}",
+        "{\"k\": \"{\\\"a\\\": [1, \\\"\\\\u00e9\\\"]}\"}",
+        "{\"k\": \"\\b\\f\\n\\r\\t\\/\\\\\\\"\"}",
+        /* left to jansson, or wrong */
+        "{\"k\": \"\\u0041\"}",
+        "{\"k\":\"x\"}",
+        "{\"k\": \"x\", \"k\": \"y\"}",
+        "{\"k\": \"a\"b\"}",
+        "{\"k\": \"a\\\"}",
+        "{\"k\": \"a\\x\"}",
+        "{\"k\": \"\xc3\xa9\"}",
+        "{\"k\": \"a\nb\"}",
+        "{\"j\": \"x\"}",
+        "{\"k\": \"x\"} ",
+        "{\"k\": \"",
+        "",
+    };
+    char *out;
+    size_t n, len;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(*texts); i++) {
+        int r = ch_facts_unwrap(texts[i], strlen(texts[i]), "k", &out, &n);
+        assert_int_equal(r, i < 3 ? CH_OK : CH_ERR_UNSUPPORTED);
+        if (r == CH_OK) {
+            struct ch_facts *facts;
+            const char *text;
+            assert_int_equal(
+                ch_facts_parse(texts[i], strlen(texts[i]), &facts), CH_OK);
+            text = ch_fact_string(
+                ch_fact_member(ch_facts_root(facts), "k"), &len);
+            assert_int_equal(n, len);
+            assert_memory_equal(out, text, n);
+            ch_facts_free(facts);
+        }
+        free(out);
+    }
+}
+
+static void
 scalars_have_their_values(void **state)
 {
     static const char text[] =
@@ -285,6 +328,8 @@ main(void)
         cmocka_unit_test(a_write_that_fails_keeps_the_old_file),
         cmocka_unit_test(a_bad_place_is_an_error),
         cmocka_unit_test(what_jansson_refuses_is_unsupported),
+        cmocka_unit_test(
+            an_envelope_is_unwrapped_as_jansson_would_or_not_at_all),
         cmocka_unit_test(scalars_have_their_values),
         cmocka_unit_test(members_come_in_order_and_the_last_value_wins),
     };
