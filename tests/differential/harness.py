@@ -681,7 +681,7 @@ class Runner:
         for line in record.read_text().splitlines() if record.exists() else []:
             event = normal(json.loads(line))
             if mode.connection:
-                event = _drop_connection(event, mode.connection)
+                event = _drop_connection(event, mode.connection, self.core >= (2, 20))
             if event["ev"] == "state":
                 state[f"{event['host']}.{event['cache']}"] = {"value": event["value"], "tags": event["tags"]}
             elif "host" in event:
@@ -756,12 +756,28 @@ class OracleError(AssertionError):
     """Stock itself did not do what the play's meta.yml says: the play is wrong, not churten."""
 
 
-def _drop_connection(event: dict[str, Any], name: str) -> Any:
-    """The connection-only mode sets ansible_connection as an inventory variable: it shows in delegated vars and items."""
+def _drop_connection(event: dict[str, Any], name: str, always: bool) -> Any:
+    """The connection-only mode sets ansible_connection as an inventory variable: it shows in delegated vars and items.
+
+    `always`: this core says in delegated vars how the host was reached, whether it is set or not.
+    """
+    event = _said_of_delegates(event, name) if always else event
     data = event.get("result") if "result" in event else event.get("value")
     gone = set(_connection_paths(data, name))
     tags = {path: tag for path, tag in event.get("tags", {}).items() if path not in gone}
     return _without_connection({**event, "tags": tags} if "tags" in event else event, name)
+
+
+def _said_of_delegates(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return [_said_of_delegates(one, name) for one in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: _said_of_delegates(one, name) for key, one in value.items()}
+    said = value.get("_ansible_delegated_vars")
+    if isinstance(said, dict) and said.get("ansible_connection") == name:
+        value["_ansible_delegated_vars"] = {**said, "ansible_connection": "ssh"}
+    return value
 
 
 def _connection_paths(data: Any, name: str, path: str = "") -> Iterator[str]:
@@ -778,8 +794,6 @@ def _connection_paths(data: Any, name: str, path: str = "") -> Iterator[str]:
 
 def _without_connection(event: Any, name: str) -> Any:
     if isinstance(event, dict):
-        if "ansible_delegated_host" in event and event.get("ansible_connection") == name:
-            event = {**event, "ansible_connection": "ssh"}  # 2.22 says there how the host was reached, always
         shown = {k: _without_connection(v, name) for k, v in event.items() if not (k == "ansible_connection" and v == name)}
         return {k: "ansible.builtin.ssh" if k == "connection" and v == name else v for k, v in shown.items()}
     if isinstance(event, list):
