@@ -26,6 +26,7 @@ meta.yml of a play (all optional):
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
@@ -638,8 +639,9 @@ class Runner:
                 _remove(entry.path)
         for top in ("/tmp", "/var/tmp"):
             for entry in os.scandir(top):
-                if entry.stat(follow_symlinks=False).st_uid in self.uids and not AGENT_FOLDER.match(entry.name):
-                    _remove(os.fsencode(entry.path))
+                with contextlib.suppress(FileNotFoundError):  # others use these folders too
+                    if entry.stat(follow_symlinks=False).st_uid in self.uids and not AGENT_FOLDER.match(entry.name):
+                        _remove(os.fsencode(entry.path))
         for folder in ("tmp", "home"):
             for entry in os.scandir(os.fsencode(self.base / folder)):
                 _remove(entry.path)
