@@ -41,6 +41,8 @@ class Later:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         atexit.register(self.flush)
+        # Core forks while the thread runs: not in the middle of work, which may hold a lock of Display that the child needs.
+        os.register_at_fork(before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release)
 
     def put(self, thing: t.Any) -> None:
         """To be worked on soon."""
