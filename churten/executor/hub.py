@@ -30,6 +30,7 @@ T = t.TypeVar("T")
 
 # A pass of the hub never sleeps longer than this, so that Python runs its signal handlers even when a signal hit another thread.
 MAX_WAIT_S = 1.0
+_NOBODY = 0  # instead of a fiber's number (twice it, and 1 for an alarm), for a timer that calls back
 _real_sleep = time.sleep
 
 
@@ -82,6 +83,7 @@ class FiberHub:
         self._watched: dict[int, t.Callable[[], None]] = {}
         self._from_threads: collections.deque[Fiber] = collections.deque()
         self._alarms: dict[int, tuple[Fiber, BaseException]] = {}
+        self._later: dict[int, t.Callable[[], None]] = {}
 
     def close(self) -> None:
         """Kill what still runs and release the descriptors."""
@@ -217,6 +219,11 @@ class FiberHub:
         """End the current or next wait. The only method that any thread may call."""
         os.eventfd_write(self._event, 1)
 
+    def later(self, seconds: float, callback: t.Callable[[], None]) -> None:
+        """Call `callback` once, from `turn()`, when that time is over."""
+        handle = self.scheduler.timer_add(int((time.monotonic() + seconds) * 1e6), _NOBODY)
+        self._later[handle] = callback
+
     def run_ready(self) -> None:
         """One slice for every fiber that is ready now."""
         for number in self.scheduler.ready_take():
@@ -273,6 +280,9 @@ class FiberHub:
     def _expire(self) -> None:
         now_us = int(time.monotonic() * 1e6)
         for number, handle in self.scheduler.timer_take(now_us):
+            if number == _NOBODY:
+                self._later.pop(handle)()
+                continue
             fiber = self.fibers.get(number // 2)
             if number % 2:
                 alarm = self._alarms.pop(handle, None)

@@ -38,6 +38,7 @@ display = Display()
 
 # Stands for `worker._task` where core counts running copies of a task: throttles are the C scheduler's work.
 FORK_PAUSES_S = (0.1, 0.4, 1.5)  # between attempts to start a worker
+DEATHS_MAX, DEATHS_WITHIN_S = 3, 60.0  # more dead workers than that are no accident: the run ends, as it does under stock
 LENT_MAX = 512  # hosts that are connected to beside those that have a slot: each keeps its variables in memory
 _NO_TASK = types.SimpleNamespace(_uuid=None)
 
@@ -82,7 +83,7 @@ class Results(collections.deque[t.Any]):
 class Job:
     """One task on one host, from `_queue_task` to its result."""
 
-    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "worker", "lent", "engine", "begun", "fiber", "waited", "record")
+    __slots__ = ("host", "task", "task_vars", "play_context", "throttle", "slot", "worker", "lent", "engine", "begun", "fiber", "waited", "refused", "record")
 
     def __init__(self, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any, throttle: int) -> None:
         self.host = host
@@ -97,6 +98,7 @@ class Job:
         self.begun = 0.0
         self.fiber: Fiber | None = None
         self.waited = False
+        self.refused = 0  # times that the system had no room for its worker
         self.record: stamps.Stamps | None = None
 
 
@@ -151,6 +153,7 @@ class FiberStrategy:
         self._jobs: dict[tuple[str, str], Job] = {}
         self._throttled: dict[int, Job] = {}
         self._changing: collections.deque[Job] = collections.deque()  # from their fiber to a fork, which is started outside any fiber
+        self._deaths: list[float] = []  # when workers ended without a result
         self._remaining: tuple[t.Any, ...] | None = None
         self._log = WorkerLog()
         stamps.slots(slots)
@@ -298,33 +301,28 @@ class FiberStrategy:
         self._fiber_jobs[job.fiber] = job
 
     def _change_to_forks(self) -> None:
-        """Fibers that ended without doing anything: forks take their slots over."""
+        """Fibers that ended without doing anything: forks take their slots over. And forks for which there was no room: once more."""
         while self._changing:
             job = self._changing.popleft()
-            job.engine = FORK
-            self._fiber_jobs.pop(t.cast(Fiber, job.fiber), None)
-            job.fiber = None
             self._workers[job.slot] = None
-            if job.record is not None:
-                job.record.engine = FORK
-                stamps.announce(job.host.name, job.task._uuid)
+            if job.engine == FIBER:
+                job.engine = FORK
+                self._fiber_jobs.pop(t.cast(Fiber, job.fiber), None)
+                job.fiber = None
+                if job.record is not None:
+                    job.record.engine = FORK
+                    stamps.announce(job.host.name, job.task._uuid)
             self._start_fork(job, announced=True)
 
     def _start_fork(self, job: Job, announced: bool = False) -> None:
         # _queue_task of core counts it again.
         self._pending_results -= 1
         worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context, announced)
-        for pause_s in FORK_PAUSES_S:
-            if worker is None or worker.pid is not None:
-                break
-            self._workers[job.slot] = None
-            time.sleep(pause_s)  # the system has no room for another process; nor would it for another host's
-            worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context, True)
         if worker is None:
             self._scheduler.slot_release(job.slot)
             return
         if worker.pid is None:
-            self._not_started(job)
+            self._no_room(job)
             return
         worker._task = _NO_TASK
 
@@ -340,14 +338,26 @@ class FiberStrategy:
                 )
                 with self._results_lock:
                     self._results.append(result)
+                self._deaths.append(time.monotonic())
             self._leave(job, result)
 
         self._hub.watch(worker.sentinel, ended)
 
-    def _not_started(self, job: Job) -> None:
-        """There was no process to be had for the task. Core forgets such a task without a word; here it has failed."""
+    def _check_deaths(self) -> None:
+        """Ends the run in core's words if worker after worker dies."""
+        if len(self._deaths) > DEATHS_MAX and self._deaths[-1] - self._deaths[-1 - DEATHS_MAX] < DEATHS_WITHIN_S:
+            raise AnsibleError("A worker was found in a dead state")
+
+    def _no_room(self, job: Job) -> None:
+        """There was no process to be had for the task. Core forgets such a task without a word; here it is tried again, then it has failed."""
         self._workers[job.slot] = None
         self._pending_results += 1
+        if job.refused < len(FORK_PAUSES_S):
+            pause_s = FORK_PAUSES_S[job.refused]
+            job.refused += 1
+            self._workers[job.slot] = FiberWorker()
+            self._hub.later(pause_s, lambda: self._changing.append(job))
+            return
         result = self._adapter.lost_result(self, job.host, job.task, "No worker process could be started for this task: the system allows no more.")
         with self._results_lock:
             self._results.append(result)
@@ -430,6 +440,7 @@ class FiberStrategy:
     def _idle(self) -> None:
         """What core's strategies take for time.sleep: run fibers and wait until there is news."""
         wait = False
+        self._check_deaths()
         while True:
             self._adapter.process_rpc(self)
             self._change_to_forks()

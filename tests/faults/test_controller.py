@@ -202,6 +202,28 @@ def test_a_dead_worker_is_one_failed_task(bench, by):
     assert not run.left()
 
 
+@pytest.mark.row("E4")
+def test_workers_that_die_one_after_the_other_end_the_run(bench):
+    """The fourth within a minute is no accident: the run ends in stock's words, and runs none of the tasks again."""
+    text = """
+- hosts: lab
+  gather_facts: false
+  ignore_errors: true
+  tasks:
+    - {name: one, die: {by: SIGKILL}}
+    - {name: two, die: {by: SIGKILL}}
+    - {name: three, die: {by: SIGKILL}}
+    - {name: four, command: echo four}
+"""
+    stock = bench.play(text.replace("ignore_errors: true", "strategy: linear"), before=DIE)
+    run = bench.play(text, before=DIE)
+    assert "A worker was found in a dead state" in stock.text and "A worker was found in a dead state" in run.text
+    assert run.rc == stock.rc, run.text
+    assert 4 <= len((run.folder / "deaths").read_text()) <= 6
+    assert not run.left() and "Traceback" not in run.text
+    assert bench.play(PING).rc == 0
+
+
 @pytest.mark.row("E5")
 @pytest.mark.slow
 def test_a_pool_that_stands_still_is_noticed(bench, nap):
@@ -214,8 +236,10 @@ def test_a_pool_that_stands_still_is_noticed(bench, nap):
     asleep(run, nap)
     pid = bench.status()["pid"]
     os.kill(pid, signal.SIGSTOP)
+    begin = time.monotonic()
     try:
         assert run.wait(180) == 0, run.text
+        assert time.monotonic() - begin < 30 + BOUND_S
         found = run.statuses()
         assert sorted(found.values()) == ["ok", "ok", "unreachable", "unreachable"], run.text
         assert all(status == "ok" for (_, task), status in found.items() if task == "after")

@@ -229,6 +229,30 @@ def test_fork_fails_on_the_controller(bench, times):
     assert bench.play(PING).rc == 0
 
 
+@pytest.mark.row("E12")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_others_go_on_while_there_is_no_room_for_a_worker(bench):
+    """What one host's task waits for, fibers of the others do not."""
+    source, library = bench.top / "fork.c", bench.top / "fork.so"
+    source.write_text(FORK_FAILS)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    one, two = (host.name for host in bench.lab.hosts)
+    text = f"""
+- hosts: lab
+  gather_facts: false
+  tasks:
+    - ping:
+    - include_tasks: third.yml
+      when: inventory_hostname == '{one}'
+    - command: echo after
+"""
+    before = {**THIRD, "third.yml": "- third:\n  ignore_errors: true\n"}
+    run = bench.play(text, before=before, env={"LD_PRELOAD": str(library), "FORK_FAILS": "1000"})
+    assert run.rc == 0, run.text
+    found = [(line["host"], line["task"]) for line in run.results]
+    assert found.index((two, "command")) < found.index((one, "third")), found
+
+
 @pytest.mark.row("E13")
 @pytest.mark.slow
 def test_many_hosts_have_bounded_sessions_and_all_end(bench):
