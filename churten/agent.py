@@ -1646,6 +1646,7 @@ class Agent:
     def __init__(self, nonce, interpreters):
         self.nonce, self.interpreters = nonce, interpreters
         self.jobs = {}  # request -> Process, Put, Fetch
+        self.sweep_at, self.sweep_where = None, set()  # places of libraries
         self.subs = {}  # agent number -> SubAgent
         self.leaving = []  # killed, but not reaped yet
         self.payloads = {}
@@ -1814,6 +1815,10 @@ class Agent:
             if due is not None and now >= due:
                 job.on_time(now)
         self.leaving = [job for job in self.leaving if job.pid is not None]
+        if self.sweep_at is not None and now >= self.sweep_at:
+            self.sweep_at = None
+            while self.sweep_where:
+                sweep(self.sweep_where.pop())
         if not self.ending:
             self.take_frames()
         for fetch in fetches:
@@ -1836,7 +1841,7 @@ class Agent:
         ]
 
     def next_time(self):
-        times = [job.next_time() for job in self.everyone()]
+        times = [job.next_time() for job in self.everyone()] + [self.sweep_at]
         times = [t for t in times if t is not None]
         return min(times) if times else None
 
@@ -2059,6 +2064,11 @@ class Agent:
     def new_library(self, run):
         name = "ansible_%s_payload" % run.module.rpartition(".")[2]
         folder = make_folder(run.temp, name + "_")
+        lock = lock_folder(folder)
+        if lock is not None:
+            self.own_fds.add(lock)
+        self.sweep_at = time.monotonic() + SWEEP_AFTER
+        self.sweep_where.add(os.path.dirname(folder))
         library = Library(os.path.join(folder, name + ".zip"))
         self.libraries.append(library)
         library.importer = make_importer(library)
@@ -2197,6 +2207,91 @@ def make_folder(wanted, prefix):
         except OSError as problem:
             error = problem
     raise Failure("agent", "agent", "no temporary directory: %s" % error)
+
+
+SWEEP_AFTER = 2.0  # seconds from the first module on: nobody waits for it then
+SWEEP_AGE = 86400  # a module may outlive its agent, and need its files
+SWEEP_MOST = 10000  # names of a directory that are looked at
+
+
+def lock_folder(folder):
+    """A descriptor that holds the lock of a library's folder for as long as this
+    agent lives, however it ends. None without locks or descriptors: then its age
+    alone keeps others off."""
+    import fcntl
+
+    fd = None
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if fd is not None:
+            os.close(fd)
+        fd = None
+    return fd
+
+
+def sweep(place):
+    """Removes folders of libraries whose agents were killed, in a directory that
+    others may write to: by descriptors, never through a link."""
+    import re
+
+    known = re.compile(r"(ansible_\w+_payload)_[0-9a-f]{8}")
+    try:
+        with os.scandir(place) as entries:
+            for count, entry in enumerate(entries):
+                if count >= SWEEP_MOST:
+                    break
+                match = known.fullmatch(entry.name)
+                if match:
+                    sweep_folder(entry.path, match.group(1) + ".zip")
+    except OSError:
+        pass
+
+
+def sweep_folder(path, name):
+    """Only one that is ours, old, unlocked, and holds a library and no more."""
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        info = os.fstat(fd)
+        if (
+            info.st_uid != os.geteuid()
+            or stat.S_IMODE(info.st_mode) != 0o700
+            or time.time() - info.st_mtime < SWEEP_AGE
+        ):
+            return
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        names = os.listdir(fd)
+        if name not in names or not set(names) <= {name, name + ".new"}:
+            return
+        if not is_library(name, fd):
+            return
+        for one in names:
+            os.unlink(one, dir_fd=fd)
+        os.rmdir(path)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def is_library(name, folder_fd):
+    """Whether a zip file begins as Library does. Stock's folders have the same
+    names, but another file first; their modules may still run."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(name, flags, dir_fd=folder_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
+        head = os.read(fd, LOCAL.size + 16)
+    finally:
+        os.close(fd)
+    return head[:4] == b"PK\3\4" and head[LOCAL.size :] == b"sitecustomize.py"
 
 
 def main(nonce, interpreters):

@@ -5,6 +5,7 @@ one of each version found on PATH; the payloads are the installed ansible-core's
 
 import ast
 import base64
+import fcntl
 import functools
 import io
 import itertools
@@ -586,6 +587,64 @@ def test_zip_file(custom, tmp_path):
         assert json.loads(client.run(wrapper).stdout)["p"] == path
         assert os.path.exists(path)
     assert os.listdir(str(temp)) == []
+
+
+def old(folder):
+    os.utime(str(folder), (0, 0))
+    return folder
+
+
+def test_what_killed_agents_left_is_removed(python, tmp_path):
+    """... by the next agent: folders of libraries, ours, old and unlocked, and nothing else. A living agent's is locked, whatever its age."""
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    env = dict(os.environ, TMPDIR=str(temp))
+
+    client = AgentClient(python, env=env)
+    client.run(build("ping"))
+    (dead,) = temp.iterdir()
+    os.kill(int(client.hello["pid"]), signal.SIGKILL)
+    client.close()
+
+    def copied(where):
+        shutil.copytree(str(dead), str(where))
+        where.chmod(0o700)
+        return where
+
+    def folder(number):
+        return temp / ("ansible_ping_payload_%08x" % number)
+
+    young, locked, more, stocks, public, inner = (copied(folder(n)) for n in range(6))
+    elsewhere, link, name = copied(tmp_path / "elsewhere"), folder(6), "ansible_ping_payload.zip"
+    lock = os.open(str(locked), os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (more / "other").write_text("")
+    with zipfile.ZipFile(str(stocks / name), "w") as file:
+        file.writestr("ansible/__init__.py", "")
+    public.chmod(0o755)
+    link.symlink_to(elsewhere)
+    (inner / name).unlink()
+    (inner / name).symlink_to(elsewhere / name)
+    os.utime(str(young))
+    for one in (dead, locked, more, stocks, public, inner, elsewhere):
+        old(one)
+    kept = {young, locked, more, stocks, public, inner, link}
+    with AgentClient(python, env=env) as living:
+        living.run(build("ping"))
+        (alive,) = set(temp.iterdir()) - kept - {dead}
+        old(alive)
+        wait_until(lambda: not dead.exists(), 60)
+        with AgentClient(python, env=env) as client:
+            client.run(build("ping"))
+            again = folder(7)
+            shutil.copytree(str(elsewhere), str(again))
+            again.chmod(0o700)
+            old(again)
+            wait_until(lambda: not again.exists(), 60)
+            assert kept | {alive} <= set(temp.iterdir())
+            assert all(os.listdir(str(one)) for one in [*kept, alive])
+            assert living.run(build("ping")).rc == client.run(build("ping")).rc == 0
+    os.close(lock)
 
 
 def test_temp_path(agent, custom, tmp_path):
