@@ -1,5 +1,6 @@
 /*
- * py_isolate.c - isolate(obj): a copy of obj that shares no container.
+ * py_isolate.c - isolate(obj): a copy of obj that shares no container, and
+ * plain_copy(obj, ...): the same for what is known to be plain data only.
  *
  * WHY. Stock Ansible runs each task in a forked process, so nothing a task
  * does to its variables reaches the controller. A fiber lives in the
@@ -13,6 +14,14 @@
  * here. Other subclasses of dict, list and set go through copy.copy() and
  * have their items isolated in place. Objects of all other types are
  * shared: they are immutable, or the controller's own (HostVars).
+ *
+ * PLAIN COPIES. A result goes from a worker to the controller by pickle. For
+ * one made of nothing but plain values the outcome is a copy of containers,
+ * which is made here. The caller names the types besides None and exact
+ * bool, int, float, str, bytes, dict, list and tuple: leaves, which cannot
+ * change; tags that leaves and containers may bear; boxes, which are tagged
+ * dicts and lists, or records with their slots. One value of another type
+ * anywhere, and there is no copy (NotImplemented).
  *
  * OWNERSHIP. The memo borrows its keys (alive as long as obj is) and its
  * values (alive as long as the result is, which the caller holds).
@@ -32,10 +41,16 @@ struct memo {
 struct walk {
     struct memo memo;
     PyObject *tags_name;    /* "_ansible_tags_mapping", owned */
-    PyObject *copy_shallow; /* copy.copy, owned */
+    PyObject *copy_shallow; /* copy.copy, owned; NULL for a plain copy */
+    /* The rest is for plain copies only; borrowed. */
+    PyObject *leaves; /* frozenset of types; NULL: not a plain copy */
+    PyObject *boxes;  /* dict: type -> tuple of slots, or None */
+    PyObject *tags;   /* frozenset of types of tags */
+    int refused;      /* something was not plain */
 };
 
 static PyObject *isolate_object(struct walk *walk, PyObject *obj);
+static PyObject *isolate_container(struct walk *walk, PyObject *obj);
 
 static size_t
 memo_at(const struct memo *memo, const PyObject *key)
@@ -111,6 +126,47 @@ memo_fini(struct memo *memo)
     PyMem_Free(memo->slots);
 }
 
+/* Something is not plain: there will be no copy. Always NULL. */
+static PyObject *
+refuse(struct walk *walk)
+{
+    walk->refused = 1;
+    if (!PyErr_Occurred()) {
+        PyErr_SetString(PyExc_TypeError, "not plain");
+    }
+    return NULL;
+}
+
+/* 1 if all tags of obj are of known types, 0 if not, -1 with an error. */
+static int
+has_known_tags(struct walk *walk, PyObject *obj)
+{
+    PyObject *tags = PyObject_GetAttr(obj, walk->tags_name), *key, *value;
+    Py_ssize_t pos = 0;
+    int r = tags == NULL ? -1 : PyDict_Check(tags);
+
+    while (r > 0 && PyDict_Next(tags, &pos, &key, &value)) {
+        r = PySet_Contains(walk->tags, key);
+    }
+    Py_XDECREF(tags);
+    return r;
+}
+
+/* 1 if obj is plain and cannot change, 0 if not, -1 with an error. */
+static int
+is_plain_leaf(struct walk *walk, PyObject *obj)
+{
+    int r;
+
+    if (obj == Py_None || PyBool_Check(obj) || PyUnicode_CheckExact(obj) ||
+        PyLong_CheckExact(obj) || PyFloat_CheckExact(obj) ||
+        PyBytes_CheckExact(obj)) {
+        return 1;
+    }
+    r = PySet_Contains(walk->leaves, (PyObject *)Py_TYPE(obj));
+    return r > 0 ? has_known_tags(walk, obj) : r;
+}
+
 /* Fills copy (a dict) with the isolated items of source. */
 static int
 fill_dict(struct walk *walk, PyObject *source, PyObject *copy)
@@ -119,9 +175,14 @@ fill_dict(struct walk *walk, PyObject *source, PyObject *copy)
     Py_ssize_t pos = 0;
 
     while (PyDict_Next(source, &pos, &key, &value)) {
-        PyObject *item = isolate_object(walk, value);
+        PyObject *item;
         int r;
 
+        if (walk->leaves != NULL && is_plain_leaf(walk, key) <= 0) {
+            refuse(walk);
+            return -1;
+        }
+        item = isolate_object(walk, value);
         if (item == NULL) {
             return -1;
         }
@@ -204,9 +265,13 @@ empty_tagged(struct walk *walk, PyObject *obj, PyTypeObject *base)
 static PyObject *
 isolate_subclass(struct walk *walk, PyObject *obj)
 {
-    PyObject *copy = PyObject_CallOneArg(walk->copy_shallow, obj);
+    PyObject *copy;
     int r = 0;
 
+    if (walk->leaves != NULL) {
+        return refuse(walk);
+    }
+    copy = PyObject_CallOneArg(walk->copy_shallow, obj);
     if (copy == NULL || copy == obj || memo_put(&walk->memo, obj, copy) < 0) {
         return copy;
     }
@@ -303,11 +368,70 @@ isolate_container(struct walk *walk, PyObject *obj)
     return copy;
 }
 
+/* A new object of obj's type with isolated copies of what its slots hold. */
+static PyObject *
+copy_record(struct walk *walk, PyObject *obj, PyObject *slots)
+{
+    PyTypeObject *type = Py_TYPE(obj);
+    PyObject *copy = PyType_GenericAlloc(type, 0);
+    int r = copy == NULL ? -1 : memo_put(&walk->memo, obj, copy);
+
+    for (Py_ssize_t i = 0; r == 0 && i < PyTuple_GET_SIZE(slots); i++) {
+        PyObject *name = PyTuple_GET_ITEM(slots, i);
+        PyObject *value = PyObject_GenericGetAttr(obj, name);
+        PyObject *item = value ? isolate_object(walk, value) : NULL;
+
+        r = item ? PyObject_GenericSetAttr(copy, name, item) : -1;
+        Py_XDECREF(item);
+        Py_XDECREF(value);
+    }
+    if (r < 0) {
+        Py_CLEAR(copy);
+    }
+    return copy;
+}
+
+/* isolate_object() of a plain copy. */
+static PyObject *
+copy_plain(struct walk *walk, PyObject *obj)
+{
+    PyObject *slots, *copy = NULL;
+    int r = is_plain_leaf(walk, obj);
+
+    if (r != 0) {
+        return r > 0 ? Py_NewRef(obj) : refuse(walk);
+    }
+    slots = PyDict_GetItemWithError(walk->boxes, (PyObject *)Py_TYPE(obj));
+    if (!PyDict_CheckExact(obj) && !PyList_CheckExact(obj) &&
+        !PyTuple_CheckExact(obj)) {
+        if (slots == NULL || (slots == Py_None &&
+                              (!(PyDict_Check(obj) || PyList_Check(obj)) ||
+                               has_known_tags(walk, obj) <= 0))) {
+            return refuse(walk);
+        }
+    }
+    if (Py_EnterRecursiveCall(" in plain_copy()")) {
+        return refuse(walk);
+    }
+    if (slots == NULL || slots == Py_None) {
+        copy = isolate_container(walk, obj);
+    } else if ((copy = memo_get(&walk->memo, obj)) != NULL) {
+        Py_INCREF(copy);
+    } else {
+        copy = copy_record(walk, obj, slots);
+    }
+    Py_LeaveRecursiveCall();
+    return copy != NULL ? copy : refuse(walk);
+}
+
 static PyObject *
 isolate_object(struct walk *walk, PyObject *obj)
 {
     PyObject *copy;
 
+    if (walk->leaves != NULL) {
+        return copy_plain(walk, obj);
+    }
     if (PyUnicode_Check(obj) ||
         !(PyDict_Check(obj) || PyList_Check(obj) || PyTuple_CheckExact(obj) ||
           PySet_Check(obj))) {
@@ -329,7 +453,7 @@ PyDoc_STRVAR(isolate_doc,
 static PyObject *
 core_isolate(PyObject *Py_UNUSED(module), PyObject *obj)
 {
-    struct walk walk = {{NULL, 0, 0}, NULL, NULL};
+    struct walk walk = {0};
     PyObject *result = NULL;
     PyObject *copy_module = PyImport_ImportModule("copy");
 
@@ -351,8 +475,42 @@ out:
     return result;
 }
 
+PyDoc_STRVAR(plain_copy_doc,
+             "plain_copy(obj, leaves, boxes, tags) -> a copy of obj that "
+             "shares no container with it, or NotImplemented if there is "
+             "anything but plain data in it.\n\nleaves: frozenset of types "
+             "that cannot change; boxes: dict from types of tagged dicts and "
+             "lists to None, and of records to the tuple of their slots; "
+             "tags: frozenset of the types of tags that may be borne.");
+
+static PyObject *
+core_plain_copy(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    struct walk walk = {0};
+    PyObject *obj, *result;
+
+    if (!PyArg_ParseTuple(args, "OO!O!O!:plain_copy", &obj,
+                          &PyFrozenSet_Type, &walk.leaves, &PyDict_Type,
+                          &walk.boxes, &PyFrozenSet_Type, &walk.tags)) {
+        return NULL;
+    }
+    walk.tags_name = PyUnicode_InternFromString("_ansible_tags_mapping");
+    if (walk.tags_name == NULL) {
+        return NULL;
+    }
+    result = isolate_object(&walk, obj);
+    memo_fini(&walk.memo);
+    Py_DECREF(walk.tags_name);
+    if (result == NULL && walk.refused) {
+        PyErr_Clear();
+        result = Py_NewRef(Py_NotImplemented);
+    }
+    return result;
+}
+
 static PyMethodDef isolate_methods[] = {
     {"isolate", core_isolate, METH_O, isolate_doc},
+    {"plain_copy", core_plain_copy, METH_VARARGS, plain_copy_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -291,8 +291,7 @@ class Adapter(abc.ABC):
         finally:
             mine.cleanup_all_tmp_files()
 
-    @staticmethod
-    def through_pickle(message: t.Any) -> t.Any:
+    def through_pickle(self, message: t.Any) -> t.Any:
         """What arrives in the controller when a worker sends `message`: results share nothing with the task that made them."""
         return pickle.loads(ForkingPickler.dumps(message))
 

@@ -8,7 +8,7 @@ from ansible._internal import _task
 from ansible._internal._errors import _error_utils
 from ansible.errors import AnsibleError
 from ansible.executor.task_executor import TaskExecutor
-from ansible.executor.task_result import _RawTaskResult
+from ansible.executor.task_result import _RawTaskResult, _WireTaskResult
 from ansible.plugins.strategy import StrategyBase
 
 from churten.executor.hub import FiberHub
@@ -22,6 +22,7 @@ class CoreAdapter(Line219):
 
     needs = ((StrategyBase, "_convert_wire_task_result_to_raw"), (_RawTaskResult, "as_wire_task_result"), (_task, "TaskContext"))
     executor_arguments = "host task job_vars play_context loader shared_loader_obj final_q variable_manager"
+    records = (_WireTaskResult,)
 
     def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
         def convert(raw: t.Any) -> t.Any:

@@ -50,6 +50,7 @@ class CoreAdapter(Line219):
         (_task.UnifiedTaskResult, "create_from_action_exception"),
     )
     executor_arguments = "host play_context loader shared_loader_obj final_q variable_manager"
+    records = (_task.WireTaskResult, _task.UnifiedTaskResult)
 
     def run_task(self, strategy: t.Any, hub: FiberHub, host: t.Any, task: t.Any, task_vars: dict[str, t.Any], play_context: t.Any) -> t.Any:
         def wire(the_host: t.Any, the_task: t.Any, utr: t.Any) -> t.Any:
