@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import os
 import re
+import types
 import typing as t
 
 from ansible import constants as C
@@ -32,8 +35,44 @@ def ssh_arguments(connection: t.Any, host: str) -> tuple[tuple[str, ...], bool]:
     return tuple(w for w in argv if not re.fullmatch("-v+", w)), connection.control_path is not None
 
 
+class LaterParser:
+    """An argparse.ArgumentParser that is made when it is first used for more than `add_argument`."""
+
+    def __init__(self) -> None:
+        self._arguments: list[tuple[tuple[t.Any, ...], dict[str, t.Any]]] = []
+
+    def add_argument(self, *args: t.Any, **kwargs: t.Any) -> None:
+        self._arguments.append((args, kwargs))
+
+    @functools.cached_property
+    def _parser(self) -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser()
+        for args, kwargs in self._arguments:
+            parser.add_argument(*args, **kwargs)
+        return parser
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(self._parser, name)
+
+
 class TerminalMemo:
-    """Mixin before the built-in ssh plugin's class: whether its arguments ask for a terminal is parsed once per set of arguments."""
+    """Mixin before the built-in ssh plugin's class: whether its arguments ask for a terminal is parsed once per set of arguments.
+
+    The built-in plugin makes a parser for each connection, that is for each task and host.
+    """
+
+    def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
+        from ansible.plugins.connection import ssh as ssh_plugin
+
+        stock = ssh_plugin.__dict__.get("argparse")
+        if stock is not argparse:
+            super().__init__(*args, **kwargs)
+            return
+        ssh_plugin.argparse = _LATER  # type: ignore[attr-defined]
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            ssh_plugin.argparse = stock
 
     def _is_tty_requested(self) -> bool:
         options = [self.get_option(name) for name in ("ssh_args", "ssh_common_args", "ssh_extra_args")]  # type: ignore[attr-defined]
@@ -44,6 +83,7 @@ class TerminalMemo:
         return known
 
 
+_LATER = types.SimpleNamespace(ArgumentParser=LaterParser)
 _asks_for_terminal: dict[tuple[str | None, ...], bool] = {}
 
 

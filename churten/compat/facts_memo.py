@@ -33,6 +33,7 @@ class FactsMemo:
         self._clean = clean
         self._seen: dict[int, tuple[t.Any, Names | None, Names | None]] = {}  # by id: the facts themselves, so no id is used again
         self._names: dict[tuple[str, ...], tuple[Names, Names]] = {}
+        self._nothing: t.Any = None  # what core makes of no facts
 
     def namespace(self, facts: t.Any) -> t.Any:
         """As core's: `{"ansible_facts": facts under short names}`."""
@@ -44,11 +45,19 @@ class FactsMemo:
 
     def clean(self, facts: t.Any) -> t.Any:
         """As core's: the facts that may become variables."""
+        if type(facts) is dict and not facts:
+            return self._clean_nothing()
         names = self._known(facts)[2]
         if names is None:
             return self._clean(facts)
         copy = _core.isolate(facts)
         return {new: copy[old] for new, old in names}
+
+    def _clean_nothing(self) -> t.Any:
+        """Core looks through all connection plugins even for a host without facts."""
+        if self._nothing is None:
+            self._nothing = self._clean({})
+        return _core.isolate(self._nothing)
 
     def forget(self, facts: t.Any) -> None:
         """The facts will change."""

@@ -18,6 +18,11 @@ from churten.transport.payload import ModuleCall
 
 from .modules import Known, ModuleBuilder
 
+try:
+    from ansible.module_utils import secrets as core_secrets
+except ImportError:  # to 2.21
+    core_secrets = None  # type: ignore[assignment]
+
 
 class Builder(ModuleBuilder):
     """Follows `_find_module_utils` of executor/module_common.py."""
@@ -56,9 +61,7 @@ class Builder(ModuleBuilder):
 
 def _secrets(params: str) -> str:
     """The secrets inside `params` as a JSON list, where the core knows them; else empty."""
-    try:
-        from ansible.module_utils import secrets as core_secrets
-    except ImportError:
+    if core_secrets is None:
         return ""
     found = core_secrets._secret_masker.secrets_in_json(params)
     return json.dumps(sorted(found)) if found else ""

@@ -54,6 +54,13 @@ def test_the_same_as_core(facts):
     assert facts == before
 
 
+def test_no_facts_are_each_time_another_dict():
+    memo = FactsMemo(manager.namespace_facts, manager.clean_facts)
+    first = memo.clean({})
+    first["changed"] = 1
+    assert memo.clean({}) == {}
+
+
 def test_what_is_not_plain():
     shared = []
     odd = type("Odd", (dict,), {})()
