@@ -68,6 +68,8 @@ class Table:
             seconds = sum(duration for _, duration, _ in results)
             why = f"  {rows.CANNOT[row]}" if row in rows.CANNOT and verdict != "passed" else ""
             write(f"{row:<4} {verdict:<10} {len(results):>3} tests {seconds:>7.1f} s  {title}{why}")
+        for row in (row for row in rows.LESS if row in self.found):
+            write(f"{row:<4} not asserted: {rows.LESS[row]}")
         write(f"{len(rows.ROWS)} rows: " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
 
 

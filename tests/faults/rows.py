@@ -109,3 +109,18 @@ ROWS = {
 
 # Row -> why it cannot run here.
 CANNOT: dict[str, str] = {}
+
+# Row -> what of it no test asserts, and why. Printed below the table.
+LESS: dict[str, str] = {
+    "A12": "loss by a TUN device, not by netem, which few kernels of test machines have; where there are no TUN devices the loss is not tried",
+    "A15": "at most once is asserted, and that what never began is repeated; `no failure in 1,000 races` is not: a request that was written to a "
+    "session just before its server dropped it may have begun, so it is lost (UNREACHABLE) by the rule that nothing runs twice",
+    "A17": "PerSourcePenalties need OpenSSH 9.8: CHURTEN_SSHD_ROOT names the root of a system that has it (debootstrap), else that test is skipped",
+    "A21": "one jump session for many targets is not what churten does: a ProxyJump goes through OpenSSH clients, as under stock, one per target",
+    "B10": "SELinux, AppArmor and fapolicyd need a kernel with them; a denial is tried as unreadable /proc and /dev/shm, and as sudoers that refuse (D7)",
+    "E4": "agents that die are no reason to end a run: each death is the end of its task, and the next task starts another",
+    "E5": "a pool that stands still is noticed within 30 s, not 5: one that is busy with many logins on a loaded machine must not be taken for dead",
+    "E10": "suspend and resume need a machine that sleeps; CLOCK_MONOTONIC does not count that time",
+    "E13": "10,000 hosts with CH_HOSTS=10000; by default 60, with room for fewer sessions than hosts",
+    "F11": "`..` in src and dest and links below dest are followed as stock follows them (docs/security.md); the same result is asserted, not a refusal",
+}

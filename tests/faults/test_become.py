@@ -247,6 +247,36 @@ def test_words_for_a_wrong_password(spoken, kind):
     assert_same(stock, ours)
 
 
+@pytest.fixture
+def german(become):
+    """The locale de_DE.UTF-8 where programs with other rights find it; removed if it was not there. Skips if sudo does not speak it then."""
+    made = Path("/usr/lib/locale/de_DE.utf8")
+    mine = not made.exists()
+    if mine and (not shutil.which("localedef") or subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", "--no-archive", made], check=False).returncode):
+        pytest.skip("localedef cannot make de_DE.UTF-8 here")
+    try:
+        become.sudoers("Defaults:{user} !lecture")
+        ask = "LC_ALL=de_DE.UTF-8 LANGUAGE=de sudo -k -S -u nobody true"
+        said = subprocess.run(["su", become.user(), "-s", "/bin/sh", "-c", ask], input="falsch\n", capture_output=True, text=True, check=False).stderr
+        if "Passwort" not in said and "Kennwort" not in said:
+            pytest.skip(f"sudo does not speak German here: {said!r}")
+        yield said
+    finally:
+        if mine:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.mark.row("D4")
+@pytest.mark.parametrize("flags", [None, "-H -S -p '' ", "-H -S -k"])
+def test_sudo_speaks_german(german, become, lab, flags):
+    """Its own prompt and its own words for a wrong password, translated: what stock makes of them."""
+    more = {} if flags is None else {"ansible_become_flags": flags}
+    text = who("wrong", WRONG) + who("right") + missing("missing") + "- raw: sudo -S -k id -un </dev/null\n  name: raw\n  ignore_errors: true\n"
+    with wrapped(lab, "export LC_ALL=de_DE.UTF-8 LANGUAGE=de"):
+        _, ours = become.same(text, host="lab002", ansible_timeout=5, **more)
+    assert "Passwort" in str(ours.one("raw")["result"]) or "Kennwort" in str(ours.one("raw")["result"]), ours.one("raw")
+
+
 @pytest.mark.row("D4")
 @pytest.mark.parametrize("words", ["LANG=de_DE.UTF-8 LANGUAGE=de", "LC_ALL=fr_FR.UTF-8", "LANG=C"])
 def test_localised(become, lab, words):

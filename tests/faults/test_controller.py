@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, processes, until
+from runs import CHURTEN, ROOT, processes, until
 
 from churten import __version__
 
@@ -124,6 +124,27 @@ def test_ctrl_c(bench, nap, kind):
     after = bench.status()
     assert after["pid"] == before["pid"]
     assert {s["name"] for s in before["sessions"]} <= {s["name"] for s in after["sessions"]}
+
+
+@pytest.mark.row("E1", "E3")
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_the_history_says_how_it_ended(bench, nap, number):
+    """An interrupted run is in the list at once, as interrupted, with what it had done until then."""
+    env = {"ANSIBLE_CALLBACKS_ENABLED": "churten.core.history", "CHURTEN_HISTORY_DIR": str(bench.top / "history")}
+    run = bench.start(SLEEPS.replace("    - name: nap", "    - ping:\n    - name: nap"), nap=nap, env=env)
+    asleep(run, nap)
+    os.kill(run.pid, number)
+    run.wait(BOUND_S)
+
+    def listed():
+        done = subprocess.run([CHURTEN, "history", "list", "--json"], env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        (line,) = json.loads(done.stdout)
+        return line if line["state"] != "running" else None
+
+    found = until(listed)
+    assert found["state"] == "interrupted", found
+    assert_gone(bench, run, nap)
 
 
 def begun_at_terminal(bench, kind, nap, slave):

@@ -296,6 +296,32 @@ def test_an_sshd_that_restarts_keeps_its_sessions(ours, top):
 
 
 @pytest.mark.row("A21")
+@pytest.mark.parametrize("limit", ["", pytest.param("MaxSessions 1\n", marks=pytest.mark.slow)])
+def test_several_targets_behind_one_jump_host(ours, far, top, tmp_path, limit):
+    """Each target has one way through it for all its tasks; when they break, those tasks are lost, the jump host is named, and the next tasks find new ways."""
+    jump, count = Far(top, "127.0.0.90", limit), 4
+    mark, config = tmp_path / "ran", tmp_path / "config"
+    with Chaos(jump.address) as front:
+        config.write_text(
+            f"Host jump\n  HostName 127.0.0.1\n  Port {front.port}\n  IdentityFile {jump.key}\n  UserKnownHostsFile {jump.known}\n"
+            f"Host 127.0.0.86\n  ProxyJump jump\n"
+        )
+        cut = f"name: cut\nignore_unreachable: true\nshell: echo x >> {mark}-{{{{ inventory_hostname }}}}; sleep 30"
+        text = tasks("name: one\nping:", cut, "name: two\nping:")
+        lines = [far.line(f"behind{n}", args=f"-F {config} -o SetEnv=N={n}") for n in range(count)]
+        thread = when(lambda: len(list(tmp_path.glob("ran-*"))) == count, lambda: [link.reset() for link in front.open()])
+        try:
+            run = ours(text, *lines, words=("-f", "10"))
+            thread.join()
+            expected = {"one": "ok", "cut": "unreachable", "two": "ok"}
+            assert statuses(run) == {(f"behind{n}", task): status for n in range(count) for task, status in expected.items()}, run.text
+            assert {Path(f"{mark}-behind{n}").read_text() for n in range(count)} == {"x\n"}
+            assert len(front.links) <= 2 * count
+        finally:
+            jump.stop()
+
+
+@pytest.mark.row("A21")
 @pytest.mark.parametrize("fault", ["none", "slow", "dead", "one session", "dies"])
 def test_behind_a_jump_host(play, ours, far, top, tmp_path, fault):
     jump = Far(top, "127.0.0.90", "MaxSessions 1\n" if fault == "one session" else "")

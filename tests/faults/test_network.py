@@ -4,13 +4,17 @@ import contextlib
 import hashlib
 import os
 import signal
+import socket
 import struct
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from far import Far
-from sshds import children, key_agent
+from lossy import Lossy
+from sshds import SSHD, children, free_port, key_agent, keygen, kill
 from talking import (
     ACCEPTED,
     DATA,
@@ -18,6 +22,7 @@ from talking import (
     EXIT,
     FAILED,
     FETCH,
+    OPEN,
     OPENED,
     PUT,
     WINDOW,
@@ -302,6 +307,27 @@ def test_a_far_and_thin_line_is_no_timeout(own_pool, far, proxy):
     assert talk.result(talk.exec("head -c 40000 /dev/zero; exit 3")) == (3, bytes(40000), b"")
 
 
+@pytest.mark.row("A12")
+@pytest.mark.slow
+def test_a_line_that_loses_packets(own_pool, top):
+    """Half a second there and back, each twentieth packet lost: nothing times out, every byte arrives."""
+    try:
+        line = Lossy(loss=0.05, delay_s=0.25)
+    except (OSError, subprocess.CalledProcessError) as ex:
+        pytest.skip(f"no TUN devices here: {ex}")
+    data = os.urandom(200_000)
+    with line, sshd(top, "0.0.0.0", "") as far:
+        (top / "lossy-down").write_bytes(data)
+        talk = own_pool.talk()
+        far.begin(talk, host=line.far, alive_interval_ms=15000, alive_count=3, timeout_ms=60000)
+        for n in range(5):
+            assert talk.result(talk.exec(f"head -c {n * 5000} /dev/zero; exit {n}")) == (n, bytes(n * 5000), b"")
+        assert Upload(talk, 1, top / "lossy-up", data).finish().type == EXIT
+        assert (top / "lossy-up").read_bytes() == data
+        assert talk.result(talk.send(FETCH, 1, 0, [str(top / "lossy-down")]))[1][: len(data)] == data
+    assert line.dropped > 10, (line.carried, line.dropped)
+
+
 @pytest.mark.row("A14")
 def test_new_keys_all_the_time(own_pool, top):
     size = 16 * MEGA * FACTOR
@@ -414,6 +440,123 @@ def test_few_handshakes_at_once_to_one_address(own_pool, far):
         time.sleep(0.3)
         assert len(proxy.links) == 8
         assert [talk.final(r).type for r in requests] == [OPENED] * 30
+
+
+NEWER = os.environ.get("CHURTEN_SSHD_ROOT")  # debootstrap --variant=minbase --include=openssh-server trixie THERE
+
+
+@pytest.mark.row("A17")
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or NEWER is None, reason="penalties need OpenSSH 9.8 or later: CHURTEN_SSHD_ROOT names the root of a system that has it")
+def test_a_server_that_punishes_whole_addresses(own_pool):
+    """PerSourcePenalties as they come: a hundred hosts behind one sshd all open; only who fails to log in again and again is kept out, and not for ever."""
+    with tempfile.TemporaryDirectory(dir=f"{NEWER}/tmp") as folder, contextlib.ExitStack() as stack:
+        inside = "/" + os.path.relpath(folder, NEWER)
+        host_key, key, wrong = (keygen(f"{folder}/{name}") for name in ("host", "id", "wrong"))
+        port = free_port("127.0.0.1")
+        Path(folder, "authorized").write_text(Path(f"{key}.pub").read_text())
+        Path(folder, "known").write_text("* " + Path(f"{host_key}.pub").read_text())
+        Path(folder, "config").write_text(
+            f"Port {port}\nListenAddress 0.0.0.0\nHostKey {inside}/host\nPidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
+            f"AuthorizedKeysFile {inside}/authorized\nPerSourcePenalties authfail:8\nMaxStartups 3:100:5\n"
+        )
+        Path(NEWER, "run/sshd").mkdir(exist_ok=True)
+        log = Path(folder, "log")
+        command = ["chroot", NEWER, "/usr/sbin/sshd", "-D", "-e", "-f", f"{inside}/config"]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stack.enter_context(open(log, "wb")))
+        stack.callback(process.wait)
+        stack.callback(lambda: [kill(pid) for pid in [*children(process.pid), process.pid]])
+        wait_for(lambda: "listening" in log.read_text(), 60)
+        talk, known = own_pool.talk(), Path(folder, "known")
+
+        def opened(number, host, **more):
+            spec = {"key": f"p{number}", "name": "far", "transport": "libssh", "host": host, "port": port, "user": "root", "timeout_ms": 60000,
+                    "identity_file": key, "auth": "publickey", "host_key_checking": "yes", "known_hosts": known, **more}  # fmt: skip
+            return talk.send(OPEN, number, 0, [str(item) for pair in spec.items() for item in pair])
+
+        requests = [opened(n, f"127.0.1.{n}") for n in range(1, 101)]
+        for request in requests:
+            got = talk.final(request)
+            assert got.type == OPENED, (failure(talk, got), log.read_text()[-2000:])
+        assert "penalt" not in log.read_text()
+        for n in range(200, 203):
+            assert talk.failed(opened(n, "127.0.0.1", identity_file=wrong))[::3] == ["auth", "0"]
+        cls, _, words, started = talk.failed(opened(300, "127.0.0.1", timeout_ms=2000))
+        assert (cls, started) == ("unreachable", "0") and "penalty" in log.read_text().lower(), (words, log.read_text()[-2000:])
+        late = opened(301, "127.0.0.1", timeout_ms=90000)  # tried again until it is let in
+        for _ in range(4):
+            with contextlib.suppress(AssertionError):
+                assert talk.final(late).type == OPENED
+                break
+        else:
+            raise AssertionError(log.read_text()[-2000:])
+
+
+# --- A2: packets dropped ---
+
+
+@pytest.mark.row("A2")
+def test_a_black_hole_is_given_up_when_its_time_is_over(own_pool, far):
+    """Not before, and soon after: the bound of one host. `test_black_holes_hold_nobody_up` has that of many."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.84", 0))
+        server.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(server.getsockname())
+        talk = own_pool.talk()
+        begin = time.monotonic()
+        request = far.open(talk, host="127.0.0.84", port=server.getsockname()[1], timeout_ms=2000)
+        cls, layer, words, started = talk.failed(request)
+        took_s = time.monotonic() - begin
+    assert (cls, layer, started) == ("unreachable", "tcp", "0") and "timed out" in words
+    assert 2.0 <= took_s < 4.0
+
+
+# --- A20: reboots ---
+
+
+@pytest.mark.row("A20")
+@pytest.mark.slow
+def test_fifty_reboots(own_pool, top):
+    """sshd, its sessions and the agents die together, again and again: nothing of an earlier life answers, and nothing of it stays in the pool."""
+    made = Far(top, "127.0.0.93")
+    try:
+        talk, agents, descriptors = own_pool.talk(), set(), []
+        for _ in range(50):
+            far_begin = time.monotonic()
+            made.begin(talk)
+            _, out, _ = talk.result(talk.exec("echo $PPID"))
+            agents.add(out)
+            running = talk.exec("sleep 60")
+            talk.until(lambda f, running=running: f.request == running and f.type == ACCEPTED)
+            old = made.server
+            for pid in children(old.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert talk.failed(running)[::3] == ["unreachable", "1"]
+            talk.until(lambda f: f.type == FAILED and f.request == 0)
+            old.stop()
+            assert talk.failed(talk.exec("echo stale"))[::3] == ["unreachable", "0"]
+            with open(old.dir / "sshd.log", "ab") as log:
+                old.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(old.dir / "sshd_config")], stdin=subprocess.DEVNULL, stderr=log)
+            wait_for(lambda: answers(made.address), 60)
+            descriptors.append(len(os.listdir(f"/proc/{own_pool.process.pid}/fd")))
+            assert time.monotonic() - far_begin < 60
+        assert len(agents) == 50
+        assert descriptors[-1] <= descriptors[0] + 1, descriptors
+    finally:
+        made.stop()
+
+
+def answers(address):
+    try:
+        socket.create_connection(address, 1).close()
+    except OSError:
+        return False
+    return True
 
 
 # --- A5: many new hosts at once ---

@@ -155,7 +155,9 @@ def test_black_holes_hold_nobody_up(fresh, everywhere, hole):
     assert sum(status == "ok" for _, status in order(run)) == 2 * (HOSTS - HOLES)
     print(f"{HOSTS} hosts, {HOLES} black holes, timeout {TIMEOUT_S} s: {took_s:.1f} s; the healthy ones alone: {alone_s:.1f} s")
     # The bound is the timeout and 5 s; another machine's load is allowed for by the time the healthy ones need alone.
-    assert took_s < TIMEOUT_S + 5 + 2 * alone_s
+    assert took_s < TIMEOUT_S + 5 + alone_s
+    if alone_s < TIMEOUT_S / 2:
+        fine_before_lost(run, HOSTS - HOLES, HOLES)
 
 
 @pytest.mark.row("A21")

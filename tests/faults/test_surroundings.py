@@ -2,6 +2,7 @@
 """What surrounds the controller: full disks, damaged caches, clocks, limits, odd names, missing homes, closed streams, missing parts."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -10,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
-from runs import ROOT, comparable
+from runs import CHURTEN, ROOT, comparable
+from talking import EXECUTABLE
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 PING = "- hosts: lab\n  gather_facts: false\n  tasks:\n    - ping:\n    - command: echo {{ inventory_hostname }}\n"
@@ -86,6 +89,56 @@ def test_a_full_disk_costs_the_logs_and_not_the_play(bench):
         assert again.rc == 0 and "not written" not in again.text, again.text
 
 
+@pytest.fixture
+def bad_disk(bench):
+    """bad_disk(error, one_in): the environment in which writing below the folder `disk` fails (disk.c)."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    library, where = bench.top / "disk.so", bench.top / "disk"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("disk.c"), "-ldl"], check=True)
+    where.mkdir()
+
+    def make(error, one_in):
+        return {"LD_PRELOAD": str(library), "CH_DISK": str(where), "CH_DISK_ERRNO": str(error), "CH_DISK_ONE_IN": str(one_in)}
+
+    return make
+
+
+@pytest.mark.row("E7")
+@pytest.mark.slow
+@pytest.mark.parametrize("error, one_in", [(errno.EIO, 1), (errno.EDQUOT, 3), (errno.ENOSPC, 2)], ids=["EIO", "EDQUOT", "ENOSPC"])
+def test_a_disk_that_fails(bench, bad_disk, error, one_in):
+    """All that is written beside the play fails, always or now and then: the play is as without, every sink warns once at most, old files are whole."""
+    where = bench.top / "disk"
+    env = {
+        "ANSIBLE_CACHE_PLUGIN": "churten.core.jsonfile",
+        "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(where / "cache"),
+        "ANSIBLE_CALLBACKS_ENABLED": "churten_results,churten.core.timings,churten.core.history",
+        "CHURTEN_HISTORY_DIR": str(where / "history"),
+        "CHURTEN_TIMINGS_LOG": str(where / "timings.jsonl"),
+        "CHURTEN_WORKER_LOG": str(where / "workers.log"),
+        "ANSIBLE_DEPRECATION_WARNINGS": "0",
+    }
+    first = bench.play(CACHED, env=env, value="a")
+    assert first.rc == 0, first.text
+    before = {path.name: path.read_bytes() for path in (where / "cache").iterdir()}
+    lines = (where / "timings.jsonl").read_bytes()
+    run = bench.play(CACHED + PING, env=env | bad_disk(error, one_in), value="b")
+    assert run.rc == 0 and "Traceback" not in run.text, run.text
+    assert [line["status"] for line in run.results] == ["ok"] * 8, run.text
+    after = {path.name: path.read_bytes() for path in (where / "cache").iterdir()}
+    assert set(after) == set(before)
+    for name, data in after.items():
+        assert data == before[name] or (one_in > 1 and len(data) == len(before[name])), name
+    assert (where / "timings.jsonl").read_bytes().startswith(lines)
+    assert run.text.count("[WARNING]") <= 5, run.text
+    again = bench.play(CACHED, env=env, value="c")
+    assert again.rc == 0 and "[WARNING]" not in again.text, again.text
+    history = [str(CHURTEN), "history", "list", "--json"]
+    done = subprocess.run(history, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and len(json.loads(done.stdout)) >= 2, done.stdout + done.stderr
+
+
 @pytest.mark.row("E8")
 def test_a_cache_file_cut_anywhere_is_a_miss(bench):
     env = {"ANSIBLE_CACHE_PLUGIN": "churten.core.jsonfile", "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(bench.top / "cache")}
@@ -105,6 +158,25 @@ def test_a_cache_file_cut_anywhere_is_a_miss(bench):
 
 
 # --- clocks ---
+
+
+@pytest.mark.row("E10")
+@pytest.mark.skipif(shutil.which("cc") is None or "CH_SANITIZE" in os.environ, reason="needs a C compiler, and nothing else preloaded")
+@pytest.mark.slow
+def test_a_day_on_and_a_day_back(bench):
+    """The wall clock of ansible-playbook and of the pool jumps by a day with each question: no deadline and no kept session notices."""
+    library = bench.top / "clock.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("clock.c"), "-ldl"], check=True)
+    env = {"LD_PRELOAD": str(library), "CHURTEN_CLOCK": "jump"}
+    subprocess.run([EXECUTABLE, "--dir", bench.pool_dir], env={**os.environ, **env}, check=True, timeout=60)
+    assert bench.status()["clients"] == 1
+    more = "    - command: sleep 1.5\n    - command: sleep 30\n      timeout: 2\n      ignore_errors: true\n    - wait_for: {timeout: 1}\n"
+    for _ in range(2):
+        run = bench.play(PING + more, env=env)
+        assert run.rc == 0, run.text
+        assert sorted(line["status"] for line in run.results) == ["failed"] * 2 + ["ok"] * 8, run.text
+    status = bench.status()
+    assert status["sessions_opened"] == 2 and not status["failed"], status
 
 
 @pytest.mark.row("E10")

@@ -555,68 +555,12 @@ def test_nothing_special_is_needed(run, lab, what):
     assert set(reasons(ours)) == {"the built-in plugin gives it a terminal"} and set(statuses(ours).values()) == {"ok"}
 
 
-CLOCK = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdlib.h>
-#include <sys/stat.h>
-#include <sys/time.h>
-#include <time.h>
-
-/* The wall clock as $CHURTEN_CLOCK has it: `1970`, or `jump`: a day on or back with every question. CLOCK_MONOTONIC stays. */
-static long off(void)
-{
-    static long n;
-    const char *how = getenv("CHURTEN_CLOCK");
-
-    if (how == NULL)
-        return 0;
-    return how[0] == '1' ? -1700000000L : (n++ % 2 ? 86400L : -86400L);
-}
-
-int clock_gettime(clockid_t id, struct timespec *t)
-{
-    static int (*real)(clockid_t, struct timespec *);
-    int r;
-
-    if (real == NULL)
-        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-    r = real(id, t);
-    if (r == 0 && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE))
-        t->tv_sec += off();
-    return r;
-}
-
-time_t time(time_t *out)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_REALTIME, &t);
-    if (out != NULL)
-        *out = t.tv_sec;
-    return t.tv_sec;
-}
-
-int gettimeofday(struct timeval *out, void *zone)
-{
-    struct timespec t;
-
-    (void)zone;
-    clock_gettime(CLOCK_REALTIME, &t);
-    out->tv_sec = t.tv_sec;
-    out->tv_usec = t.tv_nsec / 1000;
-    return 0;
-}
-"""
-
-
 @pytest.mark.row("B11")
 @pytest.mark.parametrize("clock", ["1970", "jump"])
 def test_clocks(run, lab, tmp_path, clock):
     """No timer of the agent uses the wall clock."""
-    source, lib = tmp_path / "clock.c", lab.dir / "clock.so"
-    source.write_text(CLOCK)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(lib), str(source), "-ldl"], check=True)
+    lib = lab.dir / "clock.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(lib), Path(__file__).with_name("clock.c"), "-ldl"], check=True)
     text = """
 - do: {code: "result['year'] = time.localtime().tm_year < 2020"}
   name: year
