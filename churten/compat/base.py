@@ -32,6 +32,7 @@ from churten import _core
 from .facts_memo import remembered_facts
 from .keywords import quick_copies
 from .memo import ClassMemo, remembered_lookups, remembered_options
+from .results import quick_results
 
 if t.TYPE_CHECKING:
     from churten.executor.hub import FiberHub
@@ -244,6 +245,7 @@ class Adapter(abc.ABC):
                 quick_copies(),
                 remembered_lookups(),
                 remembered_facts(),
+                quick_results(),
             ):
                 yield
         finally:

@@ -23,58 +23,38 @@ import os
 import time
 import typing as t
 
-from ..timings.log import TimingLog
+from ..timings.log import LineFile, TimingLog
 from ..timings.model import Item, Result
 from .place import Place, Unusable, open_private
 
 SUFFIX = ".jsonl"
 
 
-class Spool:
+class Spool(LineFile):
     """The file of one run, opened at the first line. `warn` is called at most once; then nothing is written any more."""
 
     def __init__(self, place: Place, run: str, warn: t.Callable[[str], object]) -> None:
+        super().__init__(os.path.join(place.runs, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{run}{SUFFIX}"), warn)
+        self._trouble = "the history of this run is not complete"
         self._place = place
-        self.path = os.path.join(place.runs, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{run}{SUFFIX}")
-        self._warn = warn
-        self._fd: int | None = None
-        self._pid = os.getpid()
-        self._broken = False
         self.written = False
 
-    def write(self, line: str) -> bool:
-        """Append `line` (without its newline). False if nothing is written any more; never raises. A forked child writes nothing."""
-        if self._broken or os.getpid() != self._pid:
-            return False
-        data = line.encode("utf-8", "surrogateescape") + b"\n"
+    def _open(self) -> int:
         try:
-            if self._fd is None:
-                self._place.make()
-                self._fd = open_private(self.path, os.O_APPEND)
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an empty young file is left alone by importers: nobody else tries
-            if os.write(self._fd, data) != len(data):
-                raise OSError("a line was written only in part (disk full?)")
-        except (OSError, ValueError, Unusable) as ex:
-            self._broken = True
-            self.close()
-            self._warn(f"the history of this run is not complete: {ex}")
-            return False
+            self._place.make()
+            fd = open_private(self.path, os.O_APPEND)
+        except Unusable as ex:
+            raise ValueError(str(ex)) from ex
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an empty young file is left alone by importers: nobody else tries
         self.written = True
-        return True
-
-    def close(self) -> None:
-        """The run has no more to say; the next line opens the file again."""
-        if self._fd is not None and os.getpid() == self._pid:
-            os.close(self._fd)
-        self._fd = None
+        return fd
 
 
 class SpoolLog(TimingLog):
     """Writes the events above."""
 
     def __init__(self, spool: Spool, run: str) -> None:
-        super().__init__(spool.path, lambda text: None, run)
-        self._file = spool  # type: ignore[assignment]
+        super().__init__(spool, run)
         self.more: dict[str, object] = {}  # fields for the result that is logged next
 
     def result(self, result: Result) -> None:

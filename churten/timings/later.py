@@ -30,9 +30,12 @@ class AtOnce:
 class Later:
     """Calls `work(thing)` for everything that was put, in order. Only in the process that made it: a forked child neither keeps nor works."""
 
-    def __init__(self, work: t.Callable[[t.Any], None], warn: t.Callable[[str], object]) -> None:
-        """`warn` is called once if `work` raises."""
+    def __init__(
+        self, work: t.Callable[[t.Any], None], warn: t.Callable[[str], object], after: t.Callable[[], None] = lambda: None
+    ) -> None:
+        """`after` is called when all that was there is done, `warn` once if one of them raises."""
         self._work = work
+        self._after = after
         self._warn = warn
         self._warned = False
         self._things: collections.deque[t.Any] = collections.deque()
@@ -65,9 +68,16 @@ class Later:
                 try:
                     self._work(thing)
                 except Exception as ex:
-                    if not self._warned:
-                        self._warned = True
-                        self._warn(f"churten.core.timings: a time was lost: {ex!r}")
+                    self._lost(ex)
+            try:
+                self._after()
+            except Exception as ex:
+                self._lost(ex)
+
+    def _lost(self, ex: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(f"churten.core.timings: a time was lost: {ex!r}")
 
     def _run(self) -> None:
         while True:

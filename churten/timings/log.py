@@ -1,7 +1,7 @@
-"""Log files that are safe to keep in a shared directory: private, append-only, one write per line, and never the reason a play fails.
+"""Log files that are safe to keep in a shared directory: private, append-only, whole lines per write, and never the reason a play fails.
 
 The usual example is /tmp/ansible-timings.log, where anybody may have put something of that name first. So the file is created 0600, no link is
-followed, and a file that is not regular, not ours or has a second name is refused. A line is one write(2) on an O_APPEND descriptor: on a local
+followed, and a file that is not regular, not ours or has a second name is refused. Every write(2) on the O_APPEND descriptor holds whole lines: on a local
 filesystem lines of concurrent runs never mix. The first thing that goes wrong is said once as a warning; after it the log is closed and stays closed.
 
 A log that has grown too large is put aside when a run opens it, never in between: so the lines of a run stay in one file, and runs that are writing go
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import operator
 import os
 import stat
 import time
@@ -117,32 +118,60 @@ def _locked(fd: int) -> bool:
 class LineFile:
     """Lines appended to one file, opened at the first line. `warn` is called at most once for each: writing, rotating."""
 
+    HELD_MAX = 1 << 16  # bytes of held lines
+
     def __init__(self, path: str, warn: t.Callable[[str], object], what: str = "timing log", rotation: Rotation | None = None) -> None:
         self.path = os.path.abspath(os.path.expanduser(os.path.expandvars(path)))
         self._warn = warn
+        self._trouble = f"the {what} {self.path} is not written"
         self._what = what
         self._fd: int | None = None
         self._pid = os.getpid()
         self._broken = False
         self._rotation = rotation
+        self._held: list[bytes] = []
+        self._held_bytes = 0
 
     def write(self, line: str) -> bool:
-        """Append `line` (without its newline). False if the log is broken; never raises. A forked child writes nothing."""
+        """Append `line` (without its newline), after what is held. False if nothing is written any more; never raises. A forked child writes nothing."""
+        return self.hold(line) and self.flush()
+
+    def hold(self, line: str) -> bool:
+        """The same, but it may wait for the next `write`, `flush` or `close`: they write all that waits at once."""
         if self._broken or os.getpid() != self._pid:
             return False
         data = line.encode("utf-8", "surrogateescape") + b"\n"
+        if self._held_bytes + len(data) > self.HELD_MAX and not self.flush():
+            return False
+        self._held.append(data)
+        self._held_bytes += len(data)
+        return True
+
+    def flush(self) -> bool:
+        """Write what is held. Answers and fails as `write`."""
+        if self._broken or os.getpid() != self._pid:
+            return False
+        data = b"".join(self._held)
+        self._held.clear()
+        self._held_bytes = 0
         try:
+            if not data:
+                return True
             if self._fd is None:
-                self._rotate()
-                self._fd = open_append(self.path)
+                self._fd = self._open()
             if os.write(self._fd, data) != len(data):
-                raise OSError("the line was written only in part (disk full?)")
+                raise OSError("a line was written only in part (disk full?)")
         except (OSError, ValueError) as ex:
-            self.close()
             self._broken = True
-            self._warn(f"the {self._what} {self.path} is not written: {ex}")
+            self.close()
+            self._warn(f"{self._trouble}: {ex}")
             return False
         return True
+
+    def _open(self) -> int:
+        """A descriptor to append to. OSError or ValueError with a sentence for the user."""
+        self._rotate()
+        return open_append(self.path)
 
     def _rotate(self) -> None:
         rotation, self._rotation = self._rotation, None
@@ -154,7 +183,8 @@ class LineFile:
                     self._warn(f"the {self._what} {self.path} is not rotated: {ex}")
 
     def close(self) -> None:
-        """Close the file; the next write opens it again."""
+        """Write what is held and close the file; the next write opens it again."""
+        self.flush()
         if self._fd is not None and os.getpid() == self._pid:
             os.close(self._fd)
         self._fd = None
@@ -163,8 +193,8 @@ class LineFile:
 class TimingLog:
     """The timing log of one run (docs/timing-log.md)."""
 
-    def __init__(self, path: str, warn: t.Callable[[str], object], run: str, rotation: Rotation | None = None) -> None:
-        self._file = LineFile(path, warn, rotation=rotation)
+    def __init__(self, file: LineFile, run: str) -> None:
+        self._file = file
         self._run = run
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
         self._tasks: dict[tuple[str, str, str], str] = {}  # uuid, name and play of a task: what its lines begin with
@@ -186,8 +216,12 @@ class TimingLog:
         self._write("item", body)
 
     def result(self, result: Result) -> None:
-        """One task ended on one host."""
-        self._file.write(self._result_line(result) + "}")
+        """One task ended on one host. Its line may wait for the next other event or `flush`."""
+        self._file.hold(self._result_line(result) + "}")
+
+    def flush(self) -> None:
+        """Write the results that are not written yet."""
+        self._file.flush()
 
     def _result_line(self, result: Result) -> str:
         """The line without its closing brace."""
@@ -199,22 +233,7 @@ class TimingLog:
                 self._tasks.clear()
             common = {name: getattr(result, name) for name in _TASK_FIELDS}
             text = self._tasks[key] = self._encode({"v": VERSION, "ev": "result", "run": self._run} | common)[:-1]
-        text += f',"host":{_word(result.host)},"status":{_word(result.status)}'
-        text += f',"items":{"null" if result.items is None else result.items},"started":"{result.started}"'
-        if result.queue is None or result.controller is None:
-            for name in _TIME_FIELDS:
-                value = getattr(result, name)
-                text += f',"{name}":null' if value is None else f',"{name}":{value:.6f}'
-        else:
-            text += f',"at":{result.at:.6f},"seconds":{result.seconds:.6f},"queue":{result.queue:.6f},"connect":{result.connect:.6f}'
-            text += f',"remote":{result.remote:.6f},"controller":{result.controller:.6f}'
-        engine = "null" if result.engine is None else f'"{result.engine}"'
-        text += f',"engine":{engine},"worker":{"null" if result.worker is None else result.worker}'
-        text += f',"source":{_word(result.source)},"attempts":{result.attempts},"delegated":{_word(result.delegated)}'
-        text += ',"ran":null' if result.ran is None else f',"ran":{result.ran:.6f}'
-        if result.t is not None:
-            text += ',"t":{' + ",".join([f'"{name}":{when:.6f}' for name, when in result.t.items()]) + "}"
-        return text
+        return line(text, _fields(result), _word)
 
     def end(self, seconds: float, results: int) -> None:
         """The run ended after `seconds`."""
@@ -227,6 +246,29 @@ class TimingLog:
 
 def _word(text: str | None) -> str:
     return "null" if text is None else encode_basestring_ascii(text)
+
+
+def python_line(common: str, values: tuple[object, ...], quote: t.Callable[[str], str]) -> str:
+    """What `timing_line` of the C part (csrc/py_timings.c) makes: the line of a result without its closing brace.
+
+    `common` is how the lines of its task begin, `values` the fields of `_LINE_FIELDS`, `quote` makes a JSON string.
+    """
+    found: dict[str, t.Any] = dict(zip(_LINE_FIELDS, values, strict=True))
+    moments = found.pop("t")
+    text = common
+    for name, value in found.items():
+        if value is not None:
+            value = f"{value:.6f}" if name in _TIMES else f'"{value}"' if name in _RAW else quote(value) if isinstance(value, str) else str(value)
+        text += f',"{name}":{"null" if value is None else value}'
+    if moments is not None:
+        text += ',"t":{' + ",".join([f'"{name}":{when:.6f}' for name, when in moments.items()]) + "}"
+    return text
+
+
+try:
+    from churten._core import timing_line as line
+except ImportError:  # no extension, or an older one
+    line = python_line
 
 
 def _rounded(value: object) -> object:
@@ -297,7 +339,28 @@ _RESULT_FIELDS: dict[str, tuple[type, ...]] = {
     "worker": (int, _NONE),
 }
 _TASK_FIELDS = ("play", "play_uuid", "task", "uuid", "action", "role", "path")
-_TIME_FIELDS = ("at", "seconds", "queue", "connect", "remote", "controller")
+_LINE_FIELDS = (
+    "host",
+    "status",
+    "items",
+    "started",
+    "at",
+    "seconds",
+    "queue",
+    "connect",
+    "remote",
+    "controller",
+    "engine",
+    "worker",
+    "source",
+    "attempts",
+    "delegated",
+    "ran",
+    "t",
+)
+_TIMES = frozenset(("at", "seconds", "queue", "connect", "remote", "controller", "ran"))
+_RAW = frozenset(("started", "engine"))  # never anything that JSON escapes
+_fields = operator.attrgetter(*_LINE_FIELDS)
 _RESULT_MORE: dict[str, tuple[type, ...]] = {  # since 0.2
     "source": _TEXT,
     "attempts": (int,),

@@ -7,6 +7,7 @@ was free, and what the connection did; under another strategy its forked workers
 from __future__ import annotations
 
 import heapq
+import operator
 import secrets
 import time
 import typing as t
@@ -17,13 +18,15 @@ import churten
 from ..compat import callback as compat
 from . import stamps
 from .later import AtOnce, Later
-from .log import Rotation, TimingLog
+from .log import LineFile, Rotation, TimingLog
 from .model import Item, Model, Result
 from .workers import WorkerLog
 
 _IN_STEP = ("linear", "debug")  # strategies where all hosts begin a task before any begins the next
 _LABEL_MAX = 200
+_BLOCK = 500  # results
 _MOMENTS = [name for name in stamps.NAMES if name != "processed"]
+_moments = operator.attrgetter(*_MOMENTS)
 
 
 class Part:
@@ -88,7 +91,10 @@ class Done(t.NamedTuple):
 
     at: float  # monotonic
     clock: float  # wall clock
-    result: t.Any
+    host: str
+    task: t.Any
+    uuid: str
+    delegated: str | None
     status: str
     stamp: stamps.Stamps | None
     part: Part | None
@@ -115,9 +121,10 @@ class Recorder:
         self._last_done: dict[str, float] = {}
         self._forks = 1
         self._results = 0
-        self._later: Later | AtOnce = Later(self._take_in, warn)
+        self._uncounted: list[Result] = []
+        self._later: Later | AtOnce = Later(self._take_in, warn, self._flush)
         self._labels = labels
-        self._log = TimingLog(log_path, warn, secrets.token_hex(8), rotation) if log_path else None
+        self._log = TimingLog(LineFile(log_path, warn, rotation=rotation), secrets.token_hex(8)) if log_path else None
         self._lanes = Lanes()
         stamps.enable()
 
@@ -247,7 +254,8 @@ class Recorder:
         """The result of a host's task was handled. Here only what must be done at once: `_take_in` does the rest."""
         now = time.monotonic()
         host, task = compat.host_name(result), compat.task(result)
-        key = host, compat.uuid(task)
+        uuid, delegated = compat.uuid(task), None if task.delegate_to is None else compat.delegated_to(result)
+        key = host, uuid
         stamp = stamps.take(*key) or stamps.taken(*key)
         part = self._parts.pop(key, None) if self._parts else None
         if stamp is None or stamp.engine is None:
@@ -255,23 +263,30 @@ class Recorder:
             if (number := self._numbers.pop(key, None)) is not None:
                 self._lanes.end(number, str(task.get_name()), host, now - _begin(stamp, now), status)
         if part is not None and not part.items and part.attempt > 1 and self._log is not None:
-            self._log_part(part, stamp, *key, status, now, None, None, compat.delegated_to(result))
+            self._log_part(part, stamp, *key, status, now, None, None, delegated)
         self._results += 1
-        self._later.put(Done(now, time.time(), result, status, stamp, part, self._play))
+        self._later.put(Done(now, time.time(), host, task, uuid, delegated, status, stamp, part, self._play))
 
     def finish(self) -> None:
         """The run ended."""
         self._later.flush()
+        self._count()
         self.model.total_s = time.monotonic() - self._zero
         self._lanes.close()
         if self._log is not None:
             self._log.end(self.model.total_s, self._results)
 
+    def _flush(self) -> None:
+        if self._log is not None:
+            self._log.flush()
+
     def _take_in(self, thing: t.Any) -> None:
         """Count and log what was kept."""
         if isinstance(thing, Done):
             timed = self._result(thing)
-            self.model.add(timed)
+            self._uncounted.append(timed)
+            if len(self._uncounted) >= _BLOCK:
+                self._count()
             if self._log is not None:
                 self._log.result(timed)
         elif self._log is not None:
@@ -280,36 +295,33 @@ class Recorder:
             else:
                 self._log.play(thing)
 
+    def _count(self) -> None:
+        """Bring what is not counted into the model: a block at a time, while the code for it is at hand."""
+        for timed in self._uncounted:
+            self.model.add(timed)
+        self._uncounted.clear()
+
     def _result(self, done: Done) -> Result:
-        result, part, stamp = done.result, done.part, done.stamp
-        task = compat.task(result)
-        uuid = compat.uuid(task)
-        begin = _begin(stamp, done.at)
+        task, part, uuid, at = done.task, done.part, done.uuid, done.at
+        begin = _begin(done.stamp, at)
         place = self._places.get(uuid)
         if place is None:
             place = self._places[uuid] = (str(task.action), compat.role_name(task), str(task.get_path() or "") or None)
-        timed = Result(
-            play=done.play[0],
-            play_uuid=done.play[1],
-            task=str(task.get_name()),
-            uuid=uuid,
-            action=place[0],
-            role=place[1],
-            path=place[2],
-            host=compat.host_name(result),
-            status=done.status,
-            items=(part.items or None) if part is not None else None,
-            started=_utc(done.clock - (done.at - begin)),
-            at=begin - self._zero,
-            seconds=done.at - begin,
-            source="callbacks",
-            # A loop's result has the template as it was written: each item has its own host.
-            delegated=compat.delegated_to(result) if part is None or not part.items else _the_one(part.delegated),
-        )
-        if stamp is not None:
-            self._split(timed, stamp, done.at)
+        # Filled field by field: a call with so many keywords takes longer than all the rest.
+        timed = object.__new__(Result)
+        timed.play, timed.play_uuid = done.play
+        timed.task, timed.uuid, timed.host, timed.status = str(task.get_name()), uuid, done.host, done.status
+        timed.action, timed.role, timed.path = place
+        timed.started = _utc(done.clock - (at - begin))
+        timed.at, timed.seconds = begin - self._zero, at - begin
+        timed.source, timed.delegated, timed.attempts, timed.items = "callbacks", done.delegated, 1, None
+        timed.queue = timed.connect = timed.remote = timed.controller = timed.ran = timed.engine = timed.worker = timed.t = None
+        if done.stamp is not None:
+            self._split(timed, done.stamp, at)
         if part is not None:
             timed.attempts = part.attempts if part.items else part.attempt
+            if part.items:  # its result has the template as it was written: each item has its own host
+                timed.items, timed.delegated = part.items, _the_one(part.delegated)
         return timed
 
     def _split(self, result: Result, stamp: stamps.Stamps, now: float) -> None:
@@ -317,11 +329,9 @@ class Recorder:
         result.engine, result.worker = stamp.engine, stamp.worker
         result.source = "executor" if stamp.engine else "connection" if stamp.seen else "callbacks"
         zero = self._zero
-        moments = result.t = {}
-        for name in _MOMENTS:
-            if (when := getattr(stamp, name)) is not None:
-                moments[name] = when - zero
+        moments = {name: when - zero for name, when in zip(_MOMENTS, _moments(stamp), strict=True) if when is not None}
         moments["processed"] = now - zero
+        result.t = moments
         if stamp.eligible is not None and stamp.slot is not None:
             result.queue = max(0.0, stamp.slot - stamp.eligible)
         if _phased(stamp):
