@@ -31,8 +31,9 @@ from churten import _core
 
 from .facts_memo import remembered_facts
 from .keywords import quick_copies
-from .memo import ClassMemo, remembered_lookups, remembered_options
+from .memo import ClassMemo, remembered_lookups, remembered_options, remembered_settings
 from .results import quick_results
+from .squash import quick_squashes
 
 if t.TYPE_CHECKING:
     from churten.executor.hub import FiberHub
@@ -241,8 +242,10 @@ class Adapter(abc.ABC):
                 self.own_connections(),
                 self.light_modules(),
                 remembered_options(),
+                remembered_settings(),
                 self.remembered_keywords(),
                 quick_copies(),
+                quick_squashes(),
                 remembered_lookups(),
                 remembered_facts(),
                 quick_results(),

@@ -22,6 +22,7 @@ from .base import Adapter, connections
 from .keywords import remembered_attributes
 from .modules import light_modules
 from .modules_219 import Builder
+from .templating import plain_templates
 
 # What plain results are made of beside the built-in types: their copy needs no pickle.
 _LEAVES: frozenset[type] = frozenset({_datatag._AnsibleTaggedStr, _datatag._AnsibleTaggedInt, _datatag._AnsibleTaggedFloat})
@@ -81,7 +82,7 @@ class Line219(Adapter):
 
     @contextlib.contextmanager
     def remembered_keywords(self) -> t.Iterator[None]:
-        with remembered_attributes():
+        with remembered_attributes(), plain_templates():
             yield
 
 

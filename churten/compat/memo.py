@@ -2,6 +2,8 @@
 
 - Plugin options: core resolves some 70 options of connection, shell and become plugins per task from variables, keywords, environment, command line
   and ini file. Equal inputs give equal options; the answer is handed out as a copy.
+- Settings: core looks through variables, command line, environment and ini file for some fifteen per task. Those that none of them can change in
+  between are handed out again.
 - Plugin look-ups that ended well: core searches directories and collections anew for each, about eight times per task.
 - Our own connection classes: core searches the collection anew for each instance.
 """
@@ -13,6 +15,7 @@ import os
 import typing as t
 
 from ansible import constants as C
+from ansible import context
 from ansible.plugins.loader import PluginLoader
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
@@ -82,6 +85,65 @@ def remembered_options() -> t.Iterator[None]:
         yield
     finally:
         delattr(config, name)  # the class's own shows again
+
+
+class SettingMemo:
+    """Stands for `C.config.get_config_value` where it is asked for a setting of ansible itself, with or without variables."""
+
+    _TYPES = ("bool", "boolean", "int", "integer", "float", "str", "string", "list", None)
+    _SCALARS = (str, int, float, type(None))
+
+    def __init__(self, config: t.Any) -> None:
+        self._config = config
+        self._stock = config.get_config_value
+        self._known: dict[str, tuple[t.Any, frozenset[str]] | None] = {}  # value, names of variables that would give another
+        self._sources: tuple[t.Any, ...] = ({}, None, None)
+
+    def __call__(self, config: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        if args or not kwargs.keys() <= _ONLY_VARIABLES:
+            return self._stock(config, *args, **kwargs)
+        sources = (os.environ._data, context.CLIARGS, self._config._config_file)  # type: ignore[attr-defined]
+        if sources != self._sources:
+            self._sources = (dict(sources[0]), *sources[1:])
+            self._known.clear()
+        if config in self._known:
+            known = self._known[config]
+        else:
+            known = self._known[config] = self._learn(config)
+        if known is None:
+            return self._stock(config, **kwargs)
+        value, names = known
+        variables = kwargs.get("variables")
+        if names and variables and any(name in variables for name in names):
+            return self._stock(config, **kwargs)
+        return _core.isolate(value) if isinstance(value, list) else value
+
+    def _learn(self, config: str) -> tuple[t.Any, frozenset[str]] | None:
+        """The value without variables; None if there may be more to it."""
+        definition = self._config.get_configuration_definitions().get(config)
+        if definition is None or definition.get("type") not in self._TYPES or "deprecated" in definition:
+            return None
+        entries = [entry for source in ("vars", "cli", "env", "ini") for entry in definition.get(source) or ()]
+        if any("deprecated" in entry for entry in entries) or "{{" in str(definition.get("default")):
+            return None
+        value = self._stock(config)
+        if not (isinstance(value, self._SCALARS) or (isinstance(value, list) and all(isinstance(one, self._SCALARS) for one in value))):
+            return None
+        return value, frozenset(entry["name"] for entry in definition.get("vars") or ())
+
+
+_ONLY_VARIABLES = frozenset({"variables"})
+
+
+@contextlib.contextmanager
+def remembered_settings() -> t.Iterator[None]:
+    """While active, settings are looked for once."""
+    config: t.Any = C.config
+    config.get_config_value = SettingMemo(config)
+    try:
+        yield
+    finally:
+        del config.get_config_value  # the class's own shows again
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ def try_line(row: Row, wanted: str, python: Path, options: argparse.Namespace) -
         row.why = f"see {log}:\n{tail(log)}"
         return
     if not options.few:
-        tests = [f"tests/plugins/test_{name}.py" for name in ("executor", "payload", "keywords", "wire", "memo")]
+        tests = [f"tests/plugins/test_{name}.py" for name in ("executor", "payload", "keywords", "wire", "memo", "squash", "templating")]
         good = run([own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         row.executor = summary(log)
         row.why = "" if good else failures(log)
