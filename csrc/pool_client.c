@@ -7,13 +7,16 @@
  * Frames out are collected during a turn of the loop and written at its
  * end. A client that does not read fills `out`: at POOL_CLIENT_HIGH its
  * targets stop being read (client_full), so a stopped playbook costs at most
- * that much; if others wait for the same sessions and it stays so for
- * POOL_STALL_MS, or the queue reaches POOL_CLIENT_LIMIT, it is dropped.
+ * that much; if others wait for the same sessions it is dropped: after
+ * POOL_STALL_MS if its process is stopped (Ctrl-Z), else when POOL_STALL_LOOKS
+ * of them found no progress. It is also dropped if the queue reaches
+ * POOL_CLIENT_LIMIT.
  * A dropped client's requests are cancelled on the targets.
  */
 #include "pool_int.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,6 +71,27 @@ client_hinders(const struct client *client)
     return 0;
 }
 
+/* Did a terminal or a debugger stop its process? 0 if nobody knows. */
+static int
+client_stopped(const struct client *client)
+{
+    char path[64], text[512];
+    const char *end;
+    ssize_t n = -1;
+    int fd;
+
+    (void)snprintf(path, sizeof(path), "/proc/%ld/stat", client->pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        n = read(fd, text, sizeof(text) - 1);
+        close(fd);
+    }
+    text[n > 0 ? n : 0] = '\0';
+    end = strrchr(text, ')'); /* of its name, which may hold anything */
+    return end != NULL && (strncmp(end, ") T", 3) == 0 ||
+                           strncmp(end, ") t", 3) == 0);
+}
+
 static void
 client_stalled(void *arg)
 {
@@ -77,7 +101,9 @@ client_stalled(void *arg)
     if (ch_list_empty(&client->waiting)) {
         return;
     }
-    if (!client->progressed && client_hinders(client)) {
+    client->stall_looks = client->progressed ? 0 : client->stall_looks + 1;
+    if (!client->progressed && client_hinders(client) &&
+        (client->stall_looks >= POOL_STALL_LOOKS || client_stopped(client))) {
         client_drop(client, "it does not read and others wait for it");
         return;
     }
@@ -95,7 +121,7 @@ client_full(struct client *client, struct stopper *stopper)
     ch_list_remove(&stopper->in_client);
     ch_list_add_tail(&client->waiting, &stopper->in_client);
     if (client->stall_timer == NULL) {
-        client->progressed = 0;
+        client->progressed = client->stall_looks = 0;
         client->stall_timer = ch_loop_timer(client->pool->loop, POOL_STALL_MS,
                                             client_stalled, client);
     }

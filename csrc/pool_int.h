@@ -25,11 +25,12 @@
 #define POOL_CLIENT_HIGH  (32u * 1024u * 1024u) /* its targets must wait */
 #define POOL_CLIENT_LOW   (8u * 1024u * 1024u)  /* they may go on */
 #define POOL_CLIENT_LIMIT (64u * 1024u * 1024u) /* it is dropped */
-#define POOL_QUEUE_LIMIT  (64u * 1024u * 1024u) /* per login agent: busy */
+#define POOL_QUEUE_LIMIT  (2u * 1024u * 1024u)  /* per login agent: busy */
 #define POOL_STORE_LIMIT  (64u * 1024u * 1024u) /* payloads kept */
 #define POOL_HELLO_MS     5000
 #define LINK_GONE         "the connection has just ended"
-#define POOL_STALL_MS     60000 /* a full client that others wait for */
+#define POOL_STALL_MS     5000  /* between looks at a full client */
+#define POOL_STALL_LOOKS  12    /* without progress, while others wait */
 
 #define FAILURES_KEPT 16 /* for STATUS */
 
@@ -82,6 +83,7 @@ struct client {
     long pid;
     int fd;
     int greeted, flushing, progressed, doomed, dead;
+    int stall_looks; /* in a row that found no progress */
 };
 
 /* Something that stopped reading because a client is full. */

@@ -51,6 +51,7 @@ _COVERAGE_218 = (b"import coverage\n", b"find_spec('coverage')")
 
 _MAGIC = importlib.util.MAGIC_NUMBER.hex()
 _ZIP_MAX = 16 << 20  # the protocol's limit for a PAYLOAD frame
+_PARAMS_MAX = 2 << 20  # larger ones would be a host's whole share of the pool's memory
 _zips: dict[bytes, _Zip] = {}
 
 
@@ -186,7 +187,7 @@ def _module(text: bytes, fqn: str, params: bytes, profile: str, rlimit: int, for
     if not _FQN.fullmatch(fqn) or rlimit < 0:
         return None
     archive = _zip(text)
-    if len(archive.data) > _ZIP_MAX - 4096 or len(params) > _ZIP_MAX - 65536:
+    if len(archive.data) > _ZIP_MAX - 4096 or len(params) > _PARAMS_MAX:
         return None
     return Module(archive.key(fqn), archive, fqn, params, profile, rlimit, form, secrets)
 

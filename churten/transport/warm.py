@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import secrets
@@ -33,7 +34,8 @@ Result = tuple[int, bytes, bytes]
 T = t.TypeVar("T")
 
 TRIES = 4  # of a request that never started
-_BUSY_PAUSE_S = 0.2
+_BUSY_PAUSES_S = (0.1, 0.2, 0.5, 1.0)  # while too much is queued for the host already; the last one again and again
+_BUSY_FOR_S = 600.0
 _RUN = secrets.token_hex(8)  # of this ansible-playbook and its forks: agents of other accounts are not shared between runs
 _warned: set[str] = set()
 _no_python: set[tuple[str, str]] = set()  # (session key, interpreter or "auto") that started no agent
@@ -187,7 +189,7 @@ class WarmConnection:
         for attempt in range(TRIES + self._retries()):
             route = self._route()
             try:
-                return work(route)
+                return self._when_not_busy(work, route)
             except pool.PoolFailure as failure:
                 self._log(3, f"churten: {failure.cls} ({failure.layer}): {failure.message}")
                 if failure.cls in ("pool", "version"):
@@ -203,9 +205,6 @@ class WarmConnection:
                     break
                 last = attempt == TRIES + self._retries() - 1
                 if failure.cls == "unsupported" and self._refuse(failure) and not last:
-                    continue
-                if failure.cls == "busy" and not last:
-                    pause(_BUSY_PAUSE_S)
                     continue
                 if failure.cls == "reset" and not last:
                     continue
@@ -232,6 +231,18 @@ class WarmConnection:
             raise AssertionError("not reached")
         # Raised here and not above: what core was handling (interpreter discovery) belongs to the error it shows.
         raise ended
+
+    def _when_not_busy(self, work: t.Callable[[Route], T], route: Route) -> T:
+        """Do `work` as soon as the pool takes it: its queue for a host that reads slowly is bounded, and who comes too late waits here."""
+        until = time.monotonic() + _BUSY_FOR_S
+        for number in itertools.count():
+            try:
+                return work(route)
+            except pool.PoolFailure as failure:
+                if (failure.cls, failure.layer) != ("busy", "pool") or failure.started or time.monotonic() > until:
+                    raise
+            pause(_BUSY_PAUSES_S[min(number, len(_BUSY_PAUSES_S) - 1)])
+        raise AssertionError("not reached")
 
     def begin(self) -> None:
         """Let the session and its login agent start now, because they will be needed soon; what goes wrong shows when they are."""

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from talking import (
@@ -364,18 +365,55 @@ def test_a_client_that_does_not_read_hinders_only_itself(pool):
         assert len(talk.result(request)[1]) == 2_000_000
 
 
+STOPS = """
+import os, signal, sys
+sys.path[:0] = sys.argv[2].split(":")
+from talking import Talk
+talk = Talk(sys.argv[1])
+talk.begin()
+for _ in range(60):
+    talk.exec("big 2000000")
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.slow
+def test_a_client_that_was_stopped_gives_shared_sessions_back(pool):
+    """Ctrl-Z in the middle of much output: others of the same session wait for seconds, not for a minute."""
+    other = pool.talk()
+    other.begin()
+    path = f"{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    child = subprocess.Popen([sys.executable, "-c", STOPS, str(pool.path), path])
+    try:
+        stopped = os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert stopped.si_code == os.CLD_STOPPED
+        for _ in range(5):
+            assert works(other, 1)
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_target_that_does_not_read_hinders_only_itself(pool):
     other = pool_other(pool)
     talk = pool.talk()
     talk.begin(alive_interval_ms=0)
     talk.exec("stopreading")
-    body = _core.pack(["", "m", bytes(15 << 20), "", "", "0", "0", "219", "", ""])
-    requests = [talk.send(RUN, body=body) for _ in range(6)]
+    before = memory_kib(pool)
+    body = _core.pack(["", "m", os.urandom(700 << 10), "", "", "0", "0", "219", "", ""])
+    requests = [talk.send(RUN, body=body) for _ in range(40)]
     got = talk.failed(requests[-1])
     assert got[::3] == ["busy", "0"]
     assert works(other, 1)
-    talk.send(CANCEL, request=requests[3], body=b"")
-    assert talk.failed(requests[3])[::3] == ["cancelled", "0"]
+    assert memory_kib(pool) - before <= 4 << 10
+    waits = [r for r in requests if not any(f.type == FAILED and f.request == r for f in talk.seen)][-2]
+    talk.send(CANCEL, request=waits, body=b"")
+    assert talk.failed(waits)[::3] == ["cancelled", "0"]
+
+
+def memory_kib(pool):
+    text = Path(f"/proc/{pool.process.pid}/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0])
 
 
 # --- sub-agents ---

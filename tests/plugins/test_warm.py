@@ -125,8 +125,16 @@ def test_a_dead_agent_and_a_reset_session_are_replaced(pauses):
     with pytest.raises(Stock):
         Connection(failure("agent"), failure("agent"), "fine").do()
     assert Connection(failure("reset"), failure("reset"), "fine").do() == "fine"
-    assert Connection(failure("busy"), "fine").do() == "fine"
-    assert len(pauses) == 1
+    assert not pauses
+
+
+def test_who_comes_to_a_full_queue_waits(pauses):
+    """... for as long as it takes, and without using up its tries. It is the pool who may say so, not a target."""
+    assert Connection(*[failure("busy", "pool")] * 20, failure("reset"), *[failure("busy", "pool")] * 20, "fine").do() == "fine"
+    assert len(pauses) == 40
+    with pytest.raises(Stock):
+        Connection(failure("busy", "agent"), "fine").do()
+    assert len(pauses) == 40
 
 
 def test_without_a_pool_everything_is_stock_and_is_said_once(pauses):
