@@ -81,6 +81,7 @@ def frame_at(buffer, at):
 
 
 def inflate(body, kind):
+    """What a u32 raw length and a zlib stream hold."""
     if len(body) < 4:
         raise ProtocolError("bad zlib body")
     size = int.from_bytes(body[:4], "big")
@@ -185,6 +186,20 @@ def zip_entries(data):
             at = end
     except (struct.error, UnicodeDecodeError):
         raise ProtocolError("payload is not a zip file")
+
+
+def payload_of(items):
+    """PAYLOAD as docs/protocol.md has it: packed if it says what Python its code
+    is for, and then the code is ours only if that is this one."""
+    marshalled = items[2] if len(items) > 2 else None
+    if len(items) < 4:
+        return Payload(items[1], marshalled)
+    from _frozen_importlib_external import MAGIC_NUMBER
+
+    ours = items[3] == MAGIC_NUMBER.hex().encode()
+    return Payload(
+        inflate(items[1], T_RUN), inflate(marshalled, T_RUN) if ours else None
+    )
 
 
 class Payload:
@@ -1733,7 +1748,7 @@ class Agent:
         os.close(null)
         wake_r, self.wake_w = os.pipe()
         for fd in (self.control_in, self.control_out, wake_r, self.wake_w):
-            os.set_blocking(fd, False)
+            os.set_blocking(fd, fd == self.control_out)
             self.own_fds.add(fd)
         self.signals_at_start = {}
         self.mask_at_start = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -1749,7 +1764,10 @@ class Agent:
         self.executable = self.executable_state()
         self.out += b"\nCHURTEN-" + self.nonce + b"-READY\n"
         self.hello()
+        # Requests may have been sent with the start. Nothing of them begins before
+        # this is out: who never hears it knows that nothing began.
         self.flush()
+        os.set_blocking(self.control_out, False)
 
     def hello(self):
         from _frozen_importlib_external import MAGIC_NUMBER
@@ -1976,8 +1994,7 @@ class Agent:
         elif kind == T_PAYLOAD:
             items = unpack(body, 2)
             if items[0] not in self.payloads:
-                marshalled = items[2] if len(items) > 2 else None
-                self.payloads[items[0]] = Payload(items[1], marshalled)
+                self.payloads[items[0]] = payload_of(items)
         elif kind in (T_START, T_RUN, T_EXEC, T_PUT, T_FETCH):
             self.on_request(kind, index, request, body)
         else:

@@ -13,7 +13,10 @@
  * network forgot the connection meanwhile, the request was never sent and
  * the client can safely repeat it on a new session.
  *
- * What always holds: nothing but the spec's input is written before READY.
+ * What always holds: requests may follow the spec's input at once. An agent
+ * says HELLO before it begins one, so none began if it ended without a READY
+ * (ch_agentlink_unborn). One that is merely late may begin: it gets more time,
+ * and then the request counts as begun.
  * What a hostile target can do: send noise (bounded), frames (checked, one
  * at most 256 KiB is kept), silence (bounded by timeout or alive interval).
  * A frame the pool cannot take now stays in the buffer and reading stops,
@@ -35,6 +38,8 @@
 #define MARK_MAX  96u
 #define TAIL_MAX  2048u
 #define PING_LEN  8u
+#define LATE_MS   60000 /* more time for a start, if a request went out */
+#define LOST_MAX  (64u * 1024u * 1024u) /* noise, then */
 #define SAID_MAX  1000u /* lines of one agent in the log */
 #define PROBE_MS  10000 /* at most, for the answer to the question above */
 
@@ -50,6 +55,10 @@ struct ch_agentlink {
     char nonce[40];
     struct ch_buf in;
     size_t scanned; /* bytes of noise already searched */
+    size_t lost;    /* bytes of noise thrown away */
+    int early;      /* a request went out before READY */
+    int late;       /* it had more time already */
+    int unborn;     /* ended before READY */
     struct ch_outq out;
     struct ch_outq urgent;        /* goes first; alone while probing */
     struct ch_timer *probe_timer; /* not NULL: probing */
@@ -121,12 +130,19 @@ ch_agentlink_flush(struct ch_agentlink *al)
         *al->out_bytes += (uint64_t)n;
         ch_outq_consume(q, (size_t)n);
         if (begins != 0) {
+            al->early |= al->state < READY;
             al->events->on_sent(al->arg, begins);
         }
         if ((size_t)n < len) {
             return;
         }
     }
+}
+
+int
+ch_agentlink_unborn(const struct ch_agentlink *al)
+{
+    return al->unborn;
 }
 
 struct ch_outq *
@@ -263,12 +279,19 @@ al_timeout(void *arg)
     char text[1024], why[1400];
 
     al->timer = NULL;
+    if (al->early && !al->late) {
+        al->late = 1;
+        al->timer = ch_loop_timer(al->loop, LATE_MS, al_timeout, al);
+        if (al->timer != NULL) {
+            return;
+        }
+    }
     ch_text_escape(text, sizeof(text),
                    al->state == STARTING ? ch_buf_data(&al->in) : al->tail,
                    al->state == STARTING ? ch_buf_len(&al->in) : al->tail_len);
     snprintf(why, sizeof(why),
              "the agent did not start in time; the target printed: %s", text);
-    al_fail(al, "agent", "agent", 0, why);
+    al_fail(al, al->early ? "unreachable" : "agent", "agent", al->early, why);
 }
 
 static void
@@ -280,6 +303,7 @@ al_no_python(struct ch_agentlink *al)
                    ch_buf_len(&al->in));
     snprintf(why, sizeof(why), "no Python interpreter found; output: %s",
              text);
+    al->unborn = 1;
     al_fail(al, "no_python", "agent", 0, why);
 }
 
@@ -316,8 +340,12 @@ al_scan(struct ch_agentlink *al)
         al->state = GREETING;
     } else if (find_marker(al, al->scanned, "NOPYTHON") > 0) {
         al_no_python(al);
+    } else if (len > NOISE_MAX && al->early && al->lost < LOST_MAX) {
+        al->lost += len - MARK_MAX;
+        ch_buf_consume(&al->in, len - MARK_MAX);
+        al->scanned = 0;
     } else if (len > NOISE_MAX) {
-        al_fail(al, "agent", "agent", 0,
+        al_fail(al, al->early ? "unreachable" : "agent", "agent", al->early,
                 "the target printed more than 64 KiB before the agent");
     } else {
         al->scanned = len > MARK_MAX ? len - MARK_MAX : 0;
@@ -497,6 +525,9 @@ al_ended(void *arg)
     if (al->state == DEAD) {
         return;
     }
+    /* Without exit status or signal nobody knows how it ended. */
+    al->unborn =
+        al->state == STARTING && (al->exit_rc >= 0 || al->exit_signal > 0);
     if (al->state == STARTING && al->tail_len == 0) {
         ch_text_escape(text, sizeof(text), ch_buf_data(&al->in),
                        ch_buf_len(&al->in));

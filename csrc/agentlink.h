@@ -48,8 +48,10 @@ struct ch_agentlink *ch_agentlink_new(struct ch_loop *loop,
 void ch_agentlink_free(struct ch_agentlink *al);
 /* The queue to fill before ch_agentlink_flush(). */
 struct ch_outq *ch_agentlink_queue(struct ch_agentlink *al);
-/* Writes what the chan takes now (after on_ready). Calls on_sent. */
+/* Writes what the chan takes now. Calls on_sent. */
 void ch_agentlink_flush(struct ch_agentlink *al);
+/* It ended without a sign of life: what was written was read by nobody. */
+int ch_agentlink_unborn(const struct ch_agentlink *al);
 /* Offers the refused frame again and goes on reading, from the loop. */
 void ch_agentlink_resume(struct ch_agentlink *al);
 /* Watch for silence only while an answer is expected. */

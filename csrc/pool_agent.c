@@ -8,9 +8,10 @@
  *
  * Equal keys share one agent: login agents within their session, sub-agents
  * within their login agent. Frames for an agent that is not READY are held
- * and follow its STARTED. A dead login agent takes its subs along; a dead
- * agent is kept only to tell its refs why. A login agent without refs stays
- * warm for the session's idle time, a sub-agent without refs is closed.
+ * and follow its STARTED, except for a login agent over libssh: they follow
+ * its input. A dead login agent takes its subs along; a dead agent is kept
+ * only to tell its refs why. A login agent without refs stays warm for the
+ * session's idle time, a sub-agent without refs is closed.
  */
 #include "pool_int.h"
 
@@ -170,6 +171,11 @@ agent_fail(struct agent *agent, const struct fail *fail, int tell)
     ch_loop_cancel(loop, agent->timer);
     agent->timer = NULL;
     spec_forget(agent);
+    if (agent->al != NULL && ch_agentlink_unborn(agent->al)) {
+        CH_LIST_EACH (at, &agent->requests) {
+            CH_LIST_OF(at, struct request, in_agent)->state = REQUEST_QUEUED;
+        }
+    }
     while (!ch_list_empty(&agent->requests)) {
         request_fail(CH_LIST_FIRST(&agent->requests, struct request, in_agent),
                      fail);
@@ -253,6 +259,15 @@ ref_drop(struct agent_ref *ref)
 
 /* --- frames to the agent --- */
 
+/* May requests follow the start without waiting for HELLO? Only where the
+ * link tells a command that ended from a connection that did. */
+static int
+goes_early(const struct agent *agent)
+{
+    return is_login(agent) && agent->al != NULL &&
+           strcmp(agent->session->transport, "libssh") == 0;
+}
+
 int
 agent_put(struct agent *agent, const struct ch_frame *frame,
           struct ch_blob *blob, int begins)
@@ -264,7 +279,7 @@ agent_put(struct agent *agent, const struct ch_frame *frame,
     /* START and CLOSE are put to the login agent and name the sub. */
     if (frame->type != CH_CLOSE && frame->type != CH_START) {
         f.agent = agent->index;
-        if (agent->state != AGENT_READY) {
+        if (agent->state != AGENT_READY && !goes_early(agent)) {
             return ch_outq_put(&agent->held, &f, blob, begins);
         }
     }
@@ -369,6 +384,10 @@ login_launch(struct agent *agent)
     }
     agent->state = AGENT_STARTING;
     agent->n_expected++; /* the agentlink has its own start deadline */
+    if (goes_early(agent)) {
+        ch_outq_splice(ch_agentlink_queue(agent->al), &agent->held);
+        ch_agentlink_flush(agent->al);
+    }
 }
 
 static void

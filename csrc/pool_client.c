@@ -321,7 +321,7 @@ client_payload(struct client *client, const struct ch_frame *frame)
     if ((frame->flags & CH_FLAG_ZLIB) ||
         ch_vec_check(frame->body, frame->len, 0) != CH_OK ||
         ch_vec_init(&vec, frame->body, frame->len) != CH_OK ||
-        (vec.left != 2 && vec.left != 3) ||
+        vec.left < 2 || vec.left > 4 ||
         ch_vec_next(&vec, &key, &len) != CH_OK || len == 0) {
         return CH_ERR_PROTOCOL;
     }

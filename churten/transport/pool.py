@@ -157,6 +157,7 @@ class Pool:
         self._last_heard = 0.0
         self._pinged = False
         self._next_ask = 0.0
+        self._magics: dict[str, str] = {}
         self.generation = 0  # counts connections: session and agent numbers of another generation mean nothing
 
     @classmethod
@@ -305,6 +306,13 @@ class Pool:
             found.info = self._map(found.pending)
         return found.info
 
+    def magic(self, session: int, agent: int, like: str) -> str | None:
+        """The `magic` an agent said; while it is starting, what the last one said that was like it. None: nobody knows."""
+        found = next((a for a in self._owner(session).agents.values() if a.number == agent), None)
+        if found is not None and found.pending.done:
+            self._magics[like] = self.started(session, agent).get("magic", "")
+        return self._magics.get(like)
+
     def end_agents(self, session: int, keep: int) -> bool:
         """End the sub-agents of `session` but `keep`, unless they have work. Requests sent later wait until they have gone. False if there was none."""
         owner = self._owner(session)
@@ -348,12 +356,14 @@ class Pool:
         sink: t.Callable[[bytes], object] | None = None,
         deadline_s: float | None = None,
         payload: tuple[str, t.Callable[[], list[str | bytes]]] | None = None,
+        early: bool = False,
     ) -> Reply:
         """Send one request and wait for its end.
 
         `stdin`: what to stream after it (bytes or a file). `sink`: called with each chunk of FETCH. `deadline_s`: seconds
         until it is cancelled and PoolFailure of class `cancelled` is raised. `payload`: for RUN, the module's key and what
-        makes the items of its PAYLOAD. Raises PoolFailure; an exception thrown into the wait cancels the request.
+        makes the items of its PAYLOAD. `early`: do not wait until the agent has started. Raises PoolFailure; an exception
+        thrown into the wait cancels the request.
         """
         self._refresh()
         self._owner(session)
@@ -363,7 +373,21 @@ class Pool:
         if stdin is not None:
             pending.source = stdin
             pending.ended = False
-        return self._reply(self._send(pending), deadline_s)
+        self._send(pending)
+        if early:
+            self._await_start(pending)
+        return self._reply(pending, deadline_s)
+
+    def _await_start(self, pending: Pending) -> None:
+        """The time until the agent has started is not the request's; if it fails to, the request says so as well, and whether it may have begun."""
+        try:
+            self.started(pending.session, pending.agent)
+        except PoolFailure:
+            pass
+        except BaseException:
+            if not pending.done:
+                self._abandon(pending)
+            raise
 
     def reset(self, session: int, deadline_s: float = 10.0) -> None:
         """Drop the session now, for every client; its number is void afterwards."""

@@ -357,14 +357,16 @@ class WarmConnection:
             return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
         try:
             agent = self._agent_for(route, client, session, command)
-            client.started(session, agent)
             if changes_accounts(module.fqn, module.params):
+                client.started(session, agent)
                 client.end_agents(session, agent)
-            items = module.payload(client.started(session, agent).get("magic", ""))
+            # The first module goes out with the agent that is to run it: nobody waits for its HELLO.
+            items = module.payload(client.magic(session, agent, command.interpreter) or payload.MAGIC)
             body: list[str | bytes] = [items[0], module.fqn, module.params, module.profile, "\0".join(command.env)]
             body += [str(module.rlimit_nofile), "0", module.form, module.secrets, ""]
             self._log(3, f"churten: RUN {module.fqn} on agent {agent} ({route.transport})")
-            return _as_shell(self._result(reply := client.call(pool.RUN, session, agent, body, payload=items)), reply)
+            reply = client.call(pool.RUN, session, agent, body, payload=items, early=True)
+            return _as_shell(self._result(reply), reply)
         except pool.PoolFailure as failure:
             if failure.cls != "no_python" or failure.started:
                 raise

@@ -188,11 +188,14 @@ class AgentClient:
     def exec(self, command, **options):
         return self.wait(self.exec_request(command, **options))
 
-    def run_request(self, wrapper, marshalled=None, agent=0, **change):
+    def run_request(self, wrapper, marshalled=None, agent=0, packed_for=None, **change):
         key = wrapper.key()
         if (agent, key) not in self.keys:
             more = () if marshalled is None else (marshalled,)
-            self.send("PAYLOAD", pack(key, wrapper.zip, *more), 0, agent)
+            parts = (wrapper.zip, *more)
+            if packed_for is not None:
+                parts = (*(struct.pack(">I", len(part)) + zlib.compress(part) for part in parts), packed_for)
+            self.send("PAYLOAD", pack(key, *parts), 0, agent)
             self.keys[agent, key] = True
         fields = dict(
             params=wrapper.params, profile=wrapper.profile, env="", rlimit_nofile=0,

@@ -10,6 +10,7 @@ import functools
 import io
 import itertools
 import json
+import marshal
 import os
 import re
 import shutil
@@ -244,6 +245,18 @@ def test_marshalled(python, custom):
             pytest.skip("another Python than ours")
         assert json.loads(client.run(wrapper, marshalled=compiled).stdout)
         same_as_stock(client, wrapper, python)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_packed_code_is_used_by_its_own_python_only(python, custom, own):
+    wrapper = custom("result['told'] = 'by the archive'")
+    code = compile("print('by the code')", "x", "exec")
+    told = marshal.dumps({wrapper.module: (False, marshal.dumps(code))}, 2)
+    with AgentClient(python) as client:
+        if client.hello["version"][:4] != "%d.%d" % sys.version_info[:2]:
+            pytest.skip("another Python than ours")
+        out = client.run(wrapper, marshalled=told, packed_for=client.hello["magic"] if own else "00000000").stdout
+        assert (b"by the code" if own else b"by the archive") in out
 
 
 # ------------------------------------- a module sees what it sees under stock
@@ -1257,6 +1270,9 @@ def test_compressed_frame(agent):
         frame("EXEC", struct.pack(">I", 5) + zlib.compress(b"123456"), 1, flags=1),
         frame("EXEC", b"\xff\xff\xff\xff" + zlib.compress(b"123456"), 1, flags=1),
         frame("PAYLOAD", pack("key", b"this is no zip file at all....")),
+        frame("PAYLOAD", pack("key", b"\0\0\0\5" + zlib.compress(b"123456"), b"", b"")),
+        frame("PAYLOAD", pack("key", b"\xff\xff\xff\xff" + zlib.compress(b"123456"), b"", b"")),
+        frame("PAYLOAD", pack("key", b"", b"", b"")),
     ],
 )
 def test_broken_frames(data):

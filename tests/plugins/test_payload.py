@@ -8,6 +8,7 @@ import json
 import marshal
 import shlex
 import zipfile
+import zlib
 
 import pytest
 from ansible.executor import module_common
@@ -116,10 +117,19 @@ def test_the_key_is_of_the_contents():
 def test_compiled_code_goes_only_to_the_same_python(build):
     module = payload.recognise(build())
     key, items = module.payload(importlib.util.MAGIC_NUMBER.hex())
-    assert key != module.key and items()[:2] == [key, module.archive.data]
-    assert "ansible.modules.ping" in marshal.loads(items()[2])
+    name, archive, code, magic = items()
+    assert name == key != module.key and bytes.fromhex(magic) == importlib.util.MAGIC_NUMBER
+    assert unpacked(archive) == module.archive.data
+    assert "ansible.modules.ping" in marshal.loads(unpacked(code))
     key, items = module.payload("00000000")
-    assert key == module.key and items() == [key, module.archive.data]
+    name, archive, *rest = items()
+    assert name == key == module.key and unpacked(archive) == module.archive.data and rest == [b"", ""]
+
+
+def unpacked(part):
+    data = zlib.decompress(part[4:])
+    assert len(data) == int.from_bytes(part[:4], "big")
+    return data
 
 
 def test_an_object_that_is_recognised_already_is_not_parsed_again(build, monkeypatch):
