@@ -179,6 +179,8 @@ struct request {
     enum request_state state;
     int64_t received_us, sent_us;
     int64_t down, up; /* window left: to the client, to the target */
+    int64_t ahead;    /* of up: given by us, beyond CH_WIRE_WINDOW */
+    int64_t stood_us; /* since when the client had no window; 0: it has */
     int up_ended;     /* the client sent END */
     int down_ended;   /* bit per stream: the target sent END */
     int cancelled;    /* its EXIT may come without ACCEPTED */

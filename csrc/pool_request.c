@@ -21,7 +21,9 @@
 #include "log.h"
 #include "zip.h"
 
-#define KEY_MAX 1000u
+#define KEY_MAX      1000u
+#define WINDOW_AHEAD ((int64_t)2 * 1024 * 1024)
+#define STOOD_US     10000 /* the line is long enough to matter */
 
 int
 frame_raw_len(const struct ch_frame *frame, size_t *raw)
@@ -168,16 +170,53 @@ request_fail(struct request *req, const struct fail *fail)
 
 /* --- from the target: checked before a client sees it --- */
 
+static size_t
+queue_bytes(const struct agent *agent)
+{
+    const struct agent *login = agent->login;
+
+    return agent->held.bytes + login->held.bytes +
+           (login->al != NULL ? ch_agentlink_queue(login->al)->bytes : 0);
+}
+
+/* On a long line a window is used up long before the target can give it back.
+ * How much the client may send beyond what was given back, because it stood
+ * still though all it sent is on its way: so the window grows with each round
+ * trip until it fills the line (an SSH server lets 2 MiB be under way). */
+static uint32_t
+window_more(const struct request *req, uint32_t given)
+{
+    int64_t more = WINDOW_AHEAD - req->ahead;
+
+    if (req->type != CH_PUT || req->stood_us == 0 ||
+        ch_now_us() - req->stood_us < STOOD_US ||
+        queue_bytes(req->agent) > 0) {
+        return 0;
+    }
+    return more < given ? (uint32_t)more : given;
+}
+
 static int
 reply_window(struct request *req, const struct ch_frame *frame)
 {
-    if (frame->len != 4 || (req->type != CH_PUT && req->type != CH_EXEC) ||
-        get_u32(frame->body) == 0 ||
-        req->up + get_u32(frame->body) > CH_WIRE_WINDOW) {
+    uint32_t given = frame->len == 4 ? get_u32(frame->body) : 0;
+    uint8_t body[4];
+    struct ch_frame f = *frame;
+    uint32_t more;
+
+    if (given == 0 || (req->type != CH_PUT && req->type != CH_EXEC) ||
+        req->up + given > CH_WIRE_WINDOW + req->ahead) {
         return CH_ERR_PROTOCOL;
     }
-    req->up += get_u32(frame->body);
-    request_forward(req, frame);
+    more = window_more(req, given);
+    req->ahead += more;
+    req->up += given + more;
+    req->stood_us = 0;
+    for (int i = 0; i < 4; i++) {
+        body[i] = (uint8_t)((given + more) >> (24 - 8 * i));
+    }
+    f.body = body;
+    request_forward(req, &f);
     return CH_OK;
 }
 
@@ -331,6 +370,7 @@ request_data(struct request *req, const struct ch_frame *frame)
         return CH_ERR_PROTOCOL;
     }
     req->up -= (int64_t)raw;
+    req->stood_us = req->up <= 0 ? ch_now_us() : 0;
     req->up_ended = (frame->flags & CH_FLAG_END) != 0;
     if (req->exec != NULL) {
         return exec_data(req->exec, frame);
@@ -512,15 +552,6 @@ request_to_agent(struct attach *attach, struct agent *agent,
     }
     f.request = req->wire;
     return agent_put(agent, &f, NULL, 1);
-}
-
-static size_t
-queue_bytes(const struct agent *agent)
-{
-    const struct agent *login = agent->login;
-
-    return agent->held.bytes + login->held.bytes +
-           (login->al != NULL ? ch_agentlink_queue(login->al)->bytes : 0);
 }
 
 /* Why it cannot even be queued; NULL if it can. ref is set for an agent. */

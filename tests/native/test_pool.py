@@ -518,6 +518,26 @@ def test_exec_channel_stdin(pool):
     assert talk.result(request)[1] == b"done\n"
 
 
+def test_the_window_of_a_put_grows_on_a_long_line_to_three_times_its_size(pool, tmp_path):
+    talk = pool.talk()
+    talk.begin()
+    data = os.urandom(16 << 20)
+    for name in ("file-far-away", "file"):
+        request = talk.send(PUT, items=[str(tmp_path / name), "0644", str(len(data))])
+        window, at = 1 << 20, 0
+        while at < len(data):
+            while window <= 0:
+                window += struct.unpack(">I", talk.until(lambda f: f.request == request and f.type == WINDOW).body)[0]
+            chunk = data[at : at + (256 << 10)]
+            at += len(chunk)
+            window -= len(chunk)
+            talk.send(DATA, request=request, body=chunk, flags=END if at == len(data) else 0)
+        assert talk.result(request)[0] == 0
+        assert (tmp_path / name).read_bytes() == data
+        window += sum(struct.unpack(">I", f.body)[0] for f in talk.seen if f.request == request and f.type == WINDOW)
+        assert window == 3 << 20 or (name == "file" and 1 << 20 <= window < 3 << 20)
+
+
 def test_exec_channel_ends_though_a_child_keeps_its_output(pool):
     talk = pool.talk()
     talk.open()
