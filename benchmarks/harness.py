@@ -53,7 +53,8 @@ def tree(hosts: Path, name: str) -> dict[str, tuple[object, ...]]:
                 if entry.is_symlink():
                     content = os.readlink(entry)
                 elif entry.is_file():
-                    content = hashlib.sha256(entry.read_bytes()).hexdigest()
+                    with entry.open("rb") as file:
+                        content = hashlib.file_digest(file, "sha256").hexdigest()
                 kind = (stat.filemode(status.st_mode), status.st_uid, status.st_gid, content)
                 found[f"{top.name}/{entry.relative_to(top / name)}"] = kind
     return found

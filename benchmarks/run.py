@@ -121,10 +121,20 @@ class Bench:
             "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=60s",
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(own / "cp"),
             "CHURTEN_POOL_DIR": str(own / "pool"),
+            **({"BENCH_FILE": str(self.file())} if self.scenario.file_mb else {}),
             **(clock if self.scenario.world.rtt_ms else {}),
             **{name: str(value).replace("{own}", str(own)) for name, value in settings.items()},
             **contender.settings,
         }
+
+    def file(self) -> Path:
+        """The file to copy; random, so that nobody gains by compressing it."""
+        path = self.base / "file"
+        if not path.exists():
+            with path.open("wb") as file:
+                for _ in range(self.scenario.file_mb):
+                    file.write(os.urandom(1000 * 1000))
+        return path
 
     def command(self, contender: Contender, own: Path, playbook: str, limit: int, warm: bool) -> list[str]:
         kind = {"ansible": self._ansible, "floor": self._floor, "pyinfra": self._pyinfra}[contender.kind]

@@ -116,6 +116,7 @@ class Scenario:
     tasks: int = 0  # host-tasks per host: what a cost per host-task is divided by
     unit: str = "task"  # what is counted there
     state: str = ""  # directory below lab_dir that the play fills: emptied before, compared after each run
+    file_mb: int = 0  # the size of a file of random bytes that the play finds at $BENCH_FILE
     settings: dict[str, str] = dataclasses.field(default_factory=dict)  # further environment for everybody; {own} is a directory of the run's own
     per: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # the same for one family (stock, mitogen, churten)
     contenders: list[str] = dataclasses.field(default_factory=lambda: list(USUAL))

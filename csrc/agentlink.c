@@ -594,7 +594,8 @@ ch_agentlink_new(struct ch_loop *loop, struct ch_link *link,
              ? CH_ERR_NOMEM
              : ch_outq_put_raw(&al->out, spec->input, spec->input_len);
     if (*r == CH_OK) {
-        *r = ch_chan_new(link, spec->command, &al_chan_events, al, &al->chan);
+        *r = ch_chan_new(link, spec->command, NULL, &al_chan_events, al,
+                         &al->chan);
     }
     if (*r != CH_OK) {
         al->chan = NULL;

@@ -51,11 +51,11 @@ ch_link_free(struct ch_link *link)
 }
 
 int
-ch_chan_new(struct ch_link *link, const char *command,
+ch_chan_new(struct ch_link *link, const char *command, const char *term,
             const struct ch_chan_events *events, void *arg,
             struct ch_chan **out)
 {
-    return ops_of(link)->chan_new(link, command, events, arg, out);
+    return ops_of(link)->chan_new(link, command, term, events, arg, out);
 }
 
 long

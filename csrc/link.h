@@ -74,8 +74,12 @@ struct ch_link *ch_link_new(struct ch_loop *loop,
 /* Closes at once; no callback comes any more. Frees its chans too. */
 void ch_link_free(struct ch_link *link);
 
-/* Runs a remote command (only after on_open). */
+/* Runs a remote command (only after on_open). term: on a terminal of this
+ * type, 0 by 0, as `ssh -tt` without a terminal of its own asks for it; NULL:
+ * on none. CH_ERR_UNSUPPORTED: no terminals here; a server that has none to
+ * give refuses the chan. */
 CH_MUST_USE int ch_chan_new(struct ch_link *link, const char *command,
+                            const char *term,
                             const struct ch_chan_events *events, void *arg,
                             struct ch_chan **out);
 /* Accepts up to len bytes for the command's stdin; returns how many (0: wait
@@ -96,7 +100,7 @@ struct ch_link_ops {
                                 const struct ch_link_options *,
                                 const struct ch_link_events *, void *);
     void (*link_free)(struct ch_link *);
-    int (*chan_new)(struct ch_link *, const char *,
+    int (*chan_new)(struct ch_link *, const char *, const char *,
                     const struct ch_chan_events *, void *, struct ch_chan **);
     long (*chan_write)(struct ch_chan *, const uint8_t *, size_t);
     long (*chan_backlog)(const struct ch_chan *);

@@ -25,6 +25,7 @@ struct exec {
     struct ch_chan *chan;
     struct ch_timer *timer;
     char *command;
+    char *term;            /* NULL: no terminal */
     struct ch_buf in;      /* stdin not yet taken by the chan */
     int in_ended, stopped; /* stopped: the client is full */
     int dead, timed_out, cancelled;
@@ -103,7 +104,8 @@ exec_feed(struct exec *exec)
         ch_buf_consume(&exec->in, (size_t)n);
         total += (size_t)n;
     }
-    if (exec->chan != NULL && exec->in_ended && ch_buf_len(&exec->in) == 0) {
+    if (exec->chan != NULL && exec->in_ended && exec->term == NULL &&
+        ch_buf_len(&exec->in) == 0) {
         ch_chan_eof(exec->chan);
     }
     if (total > 0 && !exec->in_ended && exec->req->state != REQUEST_QUEUED) {
@@ -268,8 +270,8 @@ exec_launch(struct exec *exec)
         exec->timer =
             ch_loop_timer(pool->loop, exec->timeout_ms, exec_timeout, exec);
     }
-    r = ch_chan_new(exec->session->link, exec->command, &exec_chan_events,
-                    exec, &exec->chan);
+    r = ch_chan_new(exec->session->link, exec->command, exec->term,
+                    &exec_chan_events, exec, &exec->chan);
     if (r != CH_OK) {
         exec->chan = NULL;
         if (r == CH_ERR_CLOSED) {
@@ -310,6 +312,7 @@ exec_destroy(void *arg)
     struct exec *exec = arg;
 
     free(exec->command);
+    free(exec->term);
     ch_buf_fini(&exec->in);
     free(exec);
 }
@@ -355,14 +358,19 @@ exec_parse(struct exec *exec, const struct ch_frame *frame,
     number[len[2]] = '\0';
     exec->timeout_ms = strtoll(number, NULL, 10);
     exec->in_ended = !(len[3] == 4 && memcmp(item[3], "data", 4) == 0);
-    if (len[1] > 0) {
+    if (len[3] == 8 && memcmp(item[3], "terminal", 8) == 0 && len[1] >= 5 &&
+        memcmp(item[1], "TERM=", 5) == 0 &&
+        memchr(item[1], 0, len[1]) == NULL) {
+        exec->term = strndup((const char *)item[1] + 5, len[1] - 5);
+        r = exec->term == NULL ? CH_ERR_NOMEM : CH_OK;
+    } else if (len[1] > 0) {
         *problem = "an exec channel cannot set the environment";
     } else if (!(len[4] == 5 && memcmp(item[4], "login", 5) == 0) &&
                len[4] > 0) {
         *problem = "an exec channel always uses the login shell";
     }
     exec->command = strndup((const char *)item[0], len[0]);
-    return exec->command == NULL ? CH_ERR_NOMEM : CH_OK;
+    return exec->command == NULL ? CH_ERR_NOMEM : r;
 }
 
 int

@@ -35,7 +35,14 @@ enum link_state {
 
 enum auth_call { CALL_NONE, CALL_FILE, CALL_PASSWORD, CALL_PROMPTS };
 
-enum chan_state { OPENING, SETTING_ENV, STARTING, RUNNING, REFUSED };
+enum chan_state {
+    OPENING,
+    ASKING_TERMINAL,
+    SETTING_ENV,
+    STARTING,
+    RUNNING,
+    REFUSED
+};
 
 struct identity {
     char *path;     /* private key file */
@@ -114,6 +121,7 @@ struct ch_chan {
     struct ssh_channel_callbacks_struct callbacks;
     enum chan_state state;
     char *command;
+    char *term; /* NULL: no terminal */
     size_t env_next;
     struct ch_chan_events events;
     void *arg;
@@ -188,6 +196,7 @@ void ch_ssh_chans_reap(struct ch_link *link);
 void ch_ssh_chan_release(struct ch_chan *chan);
 int ch_ssh_chan_is_writable(const struct ch_chan *chan);
 int ch_ssh_chan_new(struct ch_link *link, const char *command,
+                    const char *term,
                     const struct ch_chan_events *events, void *arg,
                     struct ch_chan **out);
 long ch_ssh_chan_write(struct ch_chan *chan, const uint8_t *data, size_t len);

@@ -1,8 +1,10 @@
 /*
  * ssh_chan.c - remote commands of a link.
  *
- *   OPENING -> SETTING_ENV -> STARTING -> RUNNING -> closed by the peer
- *      '-----------------------'-> REFUSED           and drained -> on_exit
+ *   OPENING -> ASKING_TERMINAL -> SETTING_ENV -> STARTING -> RUNNING
+ *      |             |                              |           |
+ *      '-------------'-> REFUSED <------------------'        closed by the
+ *                                              peer and drained -> on_exit
  *
  * The flags of a chan are set by libssh's callbacks and by ch_chan_* calls;
  * ch_ssh_chans_advance alone acts on them. ch_chan_free only marks: the
@@ -169,11 +171,21 @@ chan_step(struct ch_chan *chan)
         if (rc == SSH_ERROR && ch_ssh_is_alive(link)) {
             chan_refused(chan, "channel open failed");
         } else if (rc == SSH_OK) {
-            chan->state = SETTING_ENV;
+            chan->state = ASKING_TERMINAL;
         }
     }
     if (chan->freed) {
         return;
+    }
+    if (chan->state == ASKING_TERMINAL) {
+        rc = chan->term == NULL ? SSH_OK
+                                : ssh_channel_request_pty_size(
+                                      chan->channel, chan->term, 0, 0);
+        if (rc == SSH_ERROR && ch_ssh_is_alive(link)) {
+            chan_refused(chan, "PTY allocation request failed on channel");
+        } else if (rc == SSH_OK) {
+            chan->state = SETTING_ENV;
+        }
     }
     if (chan->state == SETTING_ENV && chan_set_env(chan) == SSH_OK) {
         chan->state = STARTING;
@@ -294,6 +306,7 @@ ch_ssh_chan_release(struct ch_chan *chan)
     ch_buf_fini(&chan->in[0]);
     ch_buf_fini(&chan->in[1]);
     free(chan->command);
+    free(chan->term);
     free(chan);
 }
 
@@ -352,7 +365,7 @@ ch_ssh_chans_reap(struct ch_link *link)
 /* --- the table --- */
 
 int
-ch_ssh_chan_new(struct ch_link *link, const char *command,
+ch_ssh_chan_new(struct ch_link *link, const char *command, const char *term,
                 const struct ch_chan_events *events, void *arg,
                 struct ch_chan **out)
 {
@@ -375,8 +388,10 @@ ch_ssh_chan_new(struct ch_link *link, const char *command,
     ch_buf_init(&chan->in[0], HELD_MAX);
     ch_buf_init(&chan->in[1], HELD_MAX);
     chan->command = strdup(command);
-    chan->channel =
-        chan->command == NULL ? NULL : ssh_channel_new(link->session);
+    chan->term = term == NULL ? NULL : strdup(term);
+    chan->channel = chan->command == NULL || (term != NULL && !chan->term)
+                        ? NULL
+                        : ssh_channel_new(link->session);
     if (chan->channel == NULL) {
         ch_ssh_chan_release(chan);
         return CH_ERR_NOMEM;

@@ -323,11 +323,11 @@ chan_watch(struct ch_chan *chan)
 }
 
 static int
-proc_chan_new(struct ch_link *link, const char *command,
+proc_chan_new(struct ch_link *link, const char *command, const char *term,
               const struct ch_chan_events *events, void *arg,
               struct ch_chan **out)
 {
-    struct ch_chan *chan = calloc(1, sizeof(*chan));
+    struct ch_chan *chan = term == NULL ? calloc(1, sizeof(*chan)) : NULL;
     struct ch_proc_spec spec = {
         .argv = link->argv,
         .env = link->env,
@@ -337,7 +337,7 @@ proc_chan_new(struct ch_link *link, const char *command,
     int r;
 
     if (chan == NULL) {
-        return CH_ERR_NOMEM;
+        return term == NULL ? CH_ERR_NOMEM : CH_ERR_UNSUPPORTED;
     }
     chan->head.ops = link->head.ops;
     chan->link = link;

@@ -14,7 +14,7 @@ from ansible.utils.display import Display
 from churten import waiting
 from churten.compat import connection as core
 from churten.transport import options, pool
-from churten.transport.warm import RemoteFiles, Route, Stock, WarmConnection
+from churten.transport.warm import RemoteFiles, Result, Route, Stock, WarmConnection
 
 display = Display()
 
@@ -94,6 +94,15 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, core.OwnVari
     def _check_terminal(self, cmd: str) -> None:
         if core.option(self, "use_tty", True):
             raise Stock("the built-in plugin gives it a terminal")
+
+    def _start_job(self, route: Route, cmd: str) -> Result:
+        """With `use_tty` on a terminal: the same requests to the same sshd, which makes the terminal, its environment and its records."""
+        if not core.option(self, "use_tty", True):
+            return super()._start_job(route, cmd)
+        if route.transport != "libssh" or any(item.startswith("TERM=") for item in route.spec.get("env", ())):
+            raise Stock("a job is started on a terminal")
+        rc, out, err = self._on_terminal(route, cmd, os.environ.get("TERM", ""))
+        return rc, out, err + f"Shared connection to {route.spec['host']} closed.\r\n".encode()
 
     def _unreachable(self, failure: pool.PoolFailure, in_data: bytes | None) -> Exception:
         text = ssh_words(failure, self._plan.spec)

@@ -32,7 +32,7 @@ VARYING = {
     "ansible_job_id",
     "elapsed",
 }
-VARYING |= {"backup_file", "exception", "warnings", "deprecations", "version", "pid", "_original_basename", "frame"}
+VARYING |= {"results_file", "ansible_job_id", "backup_file", "exception", "warnings", "deprecations", "version", "pid", "_original_basename", "frame"}
 TEMPORARY = re.compile(r"ansible-(?:tmp|local|moduletmp)-[\w.-]+|ansible-local-\w+|tmp\w{8}|BECOME-SUCCESS-\w+|ansible_\w+?_payload_\w+")
 
 

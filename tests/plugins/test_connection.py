@@ -52,6 +52,47 @@ MODULES = tasks(r"""
 """)
 
 
+# What a job can see of how it was started; the terminal's number varies, and it is no longer the job's own.
+JOB = tasks(r"""
+- shell: >-
+    env | grep -vE '^(SSH_C|XDG_|_=|CHURTEN)' | sed 's/^SSH_TTY=.*pts.*/SSH_TTY=pts/' | sort;
+    umask; ulimit -a; pwd; tty; id; cut -d' ' -f7,8 /proc/self/stat
+  environment: {A: "it's $HOME"}
+  async: 60
+  poll: 1
+  register: r
+  failed_when: "not probe is defined and 'SSH_TTY=pts' not in r.stdout"
+- file: {path: /not/there, state: file}
+  async: 60
+  poll: 1
+  ignore_errors: true
+""")
+
+
+AGAIN = tasks("- meta: reset_connection\n- ping:")
+
+
+def test_a_job_is_started_on_a_terminal_of_the_server(same):
+    _, ours = same(JOB)
+    assert ours.text.count("churten: EXEC on a terminal") == 2
+    assert not [line for line in ours.text.splitlines() if "the stock way" in line]
+
+
+@pytest.mark.slow
+def test_a_job_where_there_are_no_terminals(lab, same):
+    """The key allows none: ssh says so and goes on without, so the job is started its way."""
+    keys = lab.dir / "keys" / "authorized_keys"
+    text = keys.read_text()
+    keys.write_text("".join(f"no-pty {line}\n" for line in text.splitlines() if line))
+    try:
+        same(AGAIN)
+        _, ours = same(JOB, probe=1)
+        assert ours.text.count("the stock way: no terminal: PTY allocation request failed") == 2
+    finally:
+        keys.write_text(text)
+        same(AGAIN)
+
+
 def test_modules(same):
     _, ours = same(MODULES)
     assert "churten: RUN ansible.modules.command" in ours.text

@@ -237,7 +237,7 @@ start_command(struct run *run, int i)
 {
     struct command *command = &run->commands[i];
 
-    if (ch_ssh_ops.chan_new(run->link, execs[i], &chan_events, command,
+    if (ch_ssh_ops.chan_new(run->link, execs[i], NULL, &chan_events, command,
                             &command->chan) != CH_OK) {
         printf("chan_new failed\n");
         exit(1);
