@@ -36,6 +36,7 @@ T = t.TypeVar("T")
 TRIES = 4  # of a request that never started
 _BUSY_PAUSES_S = (0.1, 0.2, 0.5, 1.0)  # while too much is queued for the host already; the last one again and again
 _BUSY_FOR_S = 600.0
+_ARG_MAX = 131072  # bytes of one argument and its end, for Linux: a command that has more fails before it is sent, in words of the controller
 _RUN = secrets.token_hex(8)  # of this ansible-playbook and its forks: agents of other accounts are not shared between runs
 _warned: set[str] = set()
 _no_python: set[tuple[str, str]] = set()  # (session key, interpreter or "auto") that started no agent
@@ -130,6 +131,8 @@ class WarmConnection:
         """Decide how `cmd` runs; raises Stock."""
         if not isinstance(cmd, str) or core.is_windows_shell(self):
             raise Stock("not a POSIX shell")
+        if len(cmd) >= _ARG_MAX // 4 and len(to_bytes(cmd, errors="surrogate_or_strict")) >= _ARG_MAX:
+            raise Stock("longer than an argument of the ssh client may be")
         module = payload.recognise(in_data)
         become_id = core.become_id(self)
         is_become = bool(become_id) and become_id in cmd

@@ -161,6 +161,20 @@ def test_a_stall_on_the_way_in_meets_a_deadline(own_pool, far, proxy, offset):
 
 
 @pytest.mark.row("A11")
+def test_the_kernel_asks_after_a_silent_connection(own_pool, far):
+    """What has no agent that could be asked: probes of TCP, each 15 s. Seen in the kernel's own table of timers."""
+    talk = own_pool.talk()
+    assert talk.final(far.open(talk)).type == OPENED
+    mine = {os.readlink(f"/proc/{own_pool.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{own_pool.process.pid}/fd")}
+
+    def timers():
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return {row[5].split(":")[0] for row in rows if row[3] == "01" and f"socket:[{row[9]}]" in mine}
+
+    wait_for(lambda: timers() == {"02"}, 60)  # 02: a keepalive timer; 01, retransmission, while something is under way
+
+
+@pytest.mark.row("A11")
 def test_a_stall_while_the_agent_starts(own_pool, far, proxy):
     talk = own_pool.talk()
     assert talk.final(far.open(talk, at=proxy)).type == OPENED

@@ -239,3 +239,39 @@ def test_a_local_file_changes_only_when_everything_has_come(tmp_path):
         file.write(b"away")
         file.complete(0o600)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "g", "link", "same"]
+
+
+class Fetching(Connection):
+    """A target that answers FETCH with `data`, and with `mode` as the file's permissions."""
+
+    def __init__(self, data, mode):
+        super().__init__()
+        self.data, self.mode = data, mode
+
+    def _open(self, route):
+        return self, 1
+
+    def _file_agent(self, route, client, session):
+        return 0
+
+    def call(self, kind, session, agent, body, *, sink):
+        sink(self.data)
+        return pool.Reply(0, 0, self.mode, b"", None, 0, False)
+
+    def fetch(self, path):
+        return warm.RemoteFiles._fetch(self, self._route(), "/etc/x", str(path))
+
+
+@pytest.mark.parametrize("mode", [b"rw-r--r--", b"0x1ff", b"9", b"\xff", b"6 6"])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_fetched_mode_that_is_none_is_a_broken_target(tmp_path, mode, old):
+    """The file here is the old one, or none, and nothing lies beside it."""
+    path = tmp_path / "file"
+    if old:
+        path.write_text("old")
+    with pytest.raises(PoolFailure) as caught:
+        Fetching(b"new", mode).fetch(path)
+    assert (caught.value.cls, caught.value.started) == ("protocol", True)
+    assert [p.read_text() for p in tmp_path.iterdir()] == (["old"] if old else [])
+    Fetching(b"new", b"600").fetch(path)
+    assert path.read_text() == "new"
