@@ -43,7 +43,7 @@ RAW_MAX = 64 * 1024 * 1024
 WINDOW = 1024 * 1024  # DATA bytes under way per request and direction
 REST_MAX = 64 * 1024  # bytes of each stream that EXIT carries
 
-F_ZLIB, F_END = 1, 2
+F_ZLIB, F_END, F_LINK = 1, 2, 16
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 (
@@ -818,6 +818,81 @@ def teach(learn, known):
         learn[:4] = struct.pack(">I", len(names))
 
 
+# -------------------------------------------------------------- the chains
+
+
+class Link:
+    """A request that is not to begin before another has ended well; until then it
+    keeps what comes for it."""
+
+    def __init__(self, agent, head, body, part):
+        self.agent, self.body, self.part = agent, body, part
+        self.kind, self.index, self.request = head
+        self.data, self.size = [], 0
+
+    def begin(self):
+        agent, request = self.agent, self.request
+        del agent.jobs[request]
+        if self.index:
+            agent.on_sub_frame(self.index, self.kind, request, self.part)
+            return
+        agent.on_request(self.kind, 0, request, self.body)
+        for flags, body in self.data:
+            if request in agent.jobs:
+                agent.jobs[request].on_data(flags, body)
+
+    def on_data(self, flags, body):
+        self.size += len(body)
+        if self.size > WINDOW + BODY_MAX:
+            raise ProtocolError("window passed")
+        self.data.append((flags, body))
+
+    def on_window(self, count):
+        pass
+
+    def fail(self, kind, message):
+        self.agent.fail(self.request, Failure(kind, "agent", message), self.index)
+
+    def cancel(self):
+        self.fail("cancelled", "cancelled before it began")
+
+    def drop(self):
+        pass
+
+
+class Chain:
+    """Requests that go out together though each depends on the one before: number n
+    begins when n - 1 has ended exactly as its client foretold. If one ends in any
+    other way, none after it begins. One whose turn came begins at the end of the
+    agent's turn, not amid the end of another request."""
+
+    MOST = 256  # kept, beside those that have something under way
+
+    def __init__(self):
+        self.turn = 0  # the number that may begin
+        self.held = {}  # number -> Link
+        self.foretold = {}  # request -> (number, agent, rc, stdout, stderr); rc empty: any
+        self.spilled = set()  # requests with output that did not come in EXIT
+        self.broken = False
+
+    def ended(self, kind, request, body):
+        turn, _, rc, out, err = self.foretold.pop(request)
+        self.held.pop(turn, None)
+        if kind == T_EXIT and (not rc or self.is_foretold(request, body, rc, out, err)):
+            self.turn = turn + 1
+            return
+        self.broken = True
+        held, self.held = self.held, {}
+        for turn in sorted(held):
+            held[turn].fail("chain", "the request before it did not end as foretold")
+
+    def is_foretold(self, request, body, rc, out, err):
+        items = unpack(body, 6)
+        if request in self.spilled or (items[1], items[5]) != (b"0", b"0"):
+            return False
+        return (items[0], items[3], items[4]) == (rc, out, err)
+
+
 # ------------------------------------------------------------ the requests
 
 
@@ -1520,6 +1595,8 @@ class SubAgent:
                     part = self.inbuf[at:end]
                     struct.pack_into(">H", part, 6, self.index)
                     self.agent.out += part
+                    if request in self.agent.links:
+                        self.agent.link_said(kind, request, bytes(part[HEADER.size :]))
                 at = end
         except ProtocolError as error:
             self.gone("agent", "protocol error of the sub-agent: %s" % error)
@@ -1644,6 +1721,7 @@ class SubAgent:
             self.kill(signal.SIGTERM)
         self.state, self.deadline = "gone", None
         self.agent.subs.pop(self.index, None)
+        self.agent.break_links(self.index)
         self.close_stdin()
         for fd in (self.stdout, self.stderr):
             if fd is not None:
@@ -1666,6 +1744,8 @@ class Agent:
         self.leaving = []  # killed, but not reaped yet
         self.payloads = {}
         self.libraries = []
+        self.chains = {}  # token -> Chain, oldest first
+        self.links = {}  # request -> its Chain, until it has ended
         self.own_fds = set()
         self.handlers = {}
         self.poll = select.poll()
@@ -1709,13 +1789,15 @@ class Agent:
 
     def send(self, kind, body, request=0, flags=0, agent=0):
         self.out += frame(kind, body, request, agent, flags)
+        if request in self.links:
+            self.link_said(kind, request, body)
 
     def log(self, level, message):
         self.send(T_LOG, pack([level, message]))
 
-    def fail(self, request, failure):
+    def fail(self, request, failure, agent=0):
         self.jobs.pop(request, None)
-        self.send(T_FAILED, pack(failure.items), request)
+        self.send(T_FAILED, pack(failure.items), request, 0, agent)
 
     def exit_zero(self, job, out=b""):
         self.jobs.pop(job.request, None)
@@ -1839,6 +1921,7 @@ class Agent:
                 sweep(self.sweep_where.pop())
         if not self.ending:
             self.take_frames()
+            self.begin_links()
         for fetch in fetches:
             if fetch.ready():
                 fetch.pump()
@@ -1945,15 +2028,71 @@ class Agent:
             if kind in (T_RUN, T_EXEC) and self.closing():
                 break
             end = at + HEADER.size + length
-            if index and kind != T_START:
+            link = flags & F_LINK and kind in (T_RUN, T_EXEC, T_PUT)
+            waits = isinstance(self.jobs.get(request), Link)
+            if index and kind != T_START and not (link or waits):
                 self.on_sub_frame(index, kind, request, self.input[at:end])
             else:
                 body = bytes(self.input[at + HEADER.size : end])
                 if flags & F_ZLIB:
                     body = inflate(body, kind)
-                self.on_frame(kind, flags, index, request, body)
+                if link:
+                    part = self.input[at:end]
+                    part[4] &= ~F_LINK
+                    self.on_link((kind, index, request), body, part)
+                else:
+                    self.on_frame(kind, flags, index, request, body)
             at = end
         del self.input[:at]
+
+    # chains
+
+    def on_link(self, head, body, part):
+        request = head[2]
+        token, turn, rc, out, err = unpack(unpack(body, 1)[-1], 5)[:5]
+        turn = number(turn)
+        if request in self.jobs or request in self.links or request == 0:
+            raise ProtocolError("request number in use")
+        link = self.jobs[request] = Link(self, head, body, part)
+        chain = self.chains.get(token)
+        if chain is None and turn == 0:
+            self.forget_chains()
+            chain = self.chains[token] = Chain()
+        if chain is None or chain.broken or turn < chain.turn or turn in chain.held:
+            link.fail("chain", "its chain is broken")
+            return
+        chain.held[turn] = link
+        chain.foretold[request] = turn, head[1], rc, out, err
+        self.links[request] = chain
+
+    def forget_chains(self):
+        if len(self.chains) < Chain.MOST:
+            return
+        for token in [t for t, chain in self.chains.items() if not chain.foretold]:
+            del self.chains[token]
+
+    def begin_links(self):
+        """Those whose turn it is, as long as beginning one ends it."""
+        todo = True
+        while todo and self.links:
+            todo = [c for c in set(self.links.values()) if c.turn in c.held]
+            for chain in todo:
+                chain.held.pop(chain.turn).begin()
+
+    def link_said(self, kind, request, body):
+        if kind in (T_EXIT, T_FAILED):
+            self.links.pop(request).ended(kind, request, body)
+        elif kind == T_DATA:
+            self.links[request].spilled.add(request)
+
+    def break_links(self, index):
+        """A sub-agent has gone: what depends on its requests will not begin. (They
+        themselves have failed with it.)"""
+        for request, chain in list(self.links.items()):
+            if request in chain.foretold and chain.foretold[request][1] == index:
+                self.jobs.pop(request, None)
+                self.link_said(T_FAILED, request, b"")
+
 
     def on_sub_frame(self, index, kind, request, part):
         sub = self.subs.get(index)
@@ -1988,7 +2127,7 @@ class Agent:
                 lost = Failure("agent", "agent", "the agent does not know this request", 1)
                 self.fail(request, lost)
             else:
-                self.send(T_PONG, body[:64], request)
+                self.send(T_PONG, body[:64], request, 0, index)
         elif kind in (T_PONG, T_CLOSE):
             pass
         elif kind == T_PAYLOAD:

@@ -21,6 +21,9 @@ class Hub(t.Protocol):
     def current(self) -> object | None:
         """The fiber that runs now, or None when the caller is not inside a fiber that may park."""
 
+    def acted(self) -> None:
+        """The current fiber has done something that must not be done twice: it cannot begin anew elsewhere."""
+
     def park(self, deadline: float | None) -> bool:
         """Suspend the current fiber until `wake()` (True) or until time.monotonic() passes `deadline` (False)."""
 
@@ -78,6 +81,12 @@ def park(deadline: float | None) -> bool:
     """Suspend the current fiber; see `Hub.park`. Only valid when `current()` is not None."""
     assert _hub is not None
     return _hub.park(deadline)
+
+
+def acted() -> None:
+    """See `Hub.acted`."""
+    if _hub is not None:
+        _hub.acted()
 
 
 def wake(fiber: object) -> None:

@@ -284,7 +284,8 @@ reply_failed(struct request *req, const struct ch_frame *frame)
 {
     static const char *const classes[] = {"agent",       "file",
                                           "cancelled",   "no_python",
-                                          "unsupported", "busy"};
+                                          "unsupported", "busy",
+                                          "chain"};
     struct ch_vec vec;
     const uint8_t *item[4];
     size_t len[4];
@@ -600,7 +601,8 @@ request_new(struct client *client, const struct ch_frame *frame)
     struct request *req;
 
     if (frame->request == 0 || request_find(client, frame->request) != NULL ||
-        (frame->agent == CH_AGENT_NONE && frame->type != CH_EXEC) ||
+        (frame->agent == CH_AGENT_NONE &&
+         (frame->type != CH_EXEC || (frame->flags & CH_FLAG_LINK))) ||
         (!(frame->flags & CH_FLAG_ZLIB) &&
          ch_vec_check(frame->body, frame->len, 0) != CH_OK)) {
         return CH_ERR_PROTOCOL;

@@ -234,7 +234,7 @@ client_send(PyObject *op, PyObject *args, PyObject *kwargs)
     }
     if (type > UINT8_MAX || ch_wire_body_max((uint8_t)type) == 0 ||
         agent > UINT16_MAX || session > UINT32_MAX || request > UINT32_MAX ||
-        flags > 0x0f || (size_t)body.len > CH_WIRE_RAW_MAX) {
+        flags > CH_FLAG_ALL || (size_t)body.len > CH_WIRE_RAW_MAX) {
         PyErr_SetString(PyExc_ValueError,
                         "frame field out of range (docs/protocol.md)");
         goto error;

@@ -90,7 +90,7 @@ header_check(const uint8_t *data, size_t len)
     if (len > 3 && ch_wire_body_max(data[3]) == 0) {
         return CH_ERR_PROTOCOL;
     }
-    if (len > 4 && (data[4] & 0xf0) != 0) {
+    if (len > 4 && (data[4] & ~CH_FLAG_ALL) != 0) {
         return CH_ERR_PROTOCOL;
     }
     if (len > 5 && data[5] != 0) {

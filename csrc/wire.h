@@ -48,6 +48,8 @@ enum ch_frame_type {
 #define CH_FLAG_ZLIB          0x01u
 #define CH_FLAG_END           0x02u
 #define CH_FLAG_STREAM(flags) (((flags) >> 2) & 3u)
+#define CH_FLAG_LINK          0x10u /* of a chain: the agent's affair */
+#define CH_FLAG_ALL           0x1fu
 
 struct ch_frame {
     uint8_t type;

@@ -29,6 +29,7 @@ from ansible.plugins.strategy import StrategyBase
 
 from churten import _core
 
+from .chains import chained_actions
 from .facts_memo import remembered_facts
 from .keywords import quick_copies
 from .memo import ClassMemo, remembered_lookups, remembered_options, remembered_settings
@@ -241,6 +242,7 @@ class Adapter(abc.ABC):
                 self.fiber_timeouts(hub),
                 self.own_connections(),
                 self.light_modules(),
+                chained_actions(),
                 remembered_options(),
                 remembered_settings(),
                 self.remembered_keywords(),

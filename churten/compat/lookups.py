@@ -18,6 +18,7 @@ from ansible.plugins.loader import lookup_loader
 
 from churten import waiting
 from churten.executor.hub import FiberHub
+from churten.transport import chain
 
 # Core's lookups that run a command.
 WAITING = frozenset({"lines", "pipe"})
@@ -34,6 +35,7 @@ def careful_lookups(hub: FiberHub, opted_in: frozenset[str]) -> t.Iterator[None]
         plugin = stock(name, *args, **kwargs)
         if plugin is None or hub.current() is None or kwargs.get("class_only"):
             return plugin
+        chain.settle()
         folder, file = os.path.split(getattr(plugin, "_original_path", None) or "")
         if folder != _CORE:
             if name not in opted_in:

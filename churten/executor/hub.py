@@ -121,6 +121,12 @@ class FiberHub:
                 fiber.timer = None
         return fiber.woken
 
+    def acted(self) -> None:
+        """See `waiting.Hub.acted`."""
+        fiber = greenlet.getcurrent()
+        if type(fiber) is Fiber:
+            fiber.acted = True
+
     def sleep(self, seconds: float) -> None:
         """time.sleep for the whole process while the hub is installed: parks a fiber, blocks anybody else."""
         if self.current() is None or seconds < 0:

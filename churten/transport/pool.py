@@ -29,7 +29,7 @@ ACCEPTED, STAMP, EXIT, FAILED, PING, PONG, CLOSE, RESET, STATUS, STOP, LOG = ran
 NO_AGENT = 0xFFFF
 WINDOW_BYTES = 1 << 20
 CHUNK_BYTES = 256 << 10
-FLAG_ZLIB, FLAG_END = 1, 2
+FLAG_ZLIB, FLAG_END, FLAG_LINK = 1, 2, 16
 
 STARTS_PER_MINUTE = 3
 PING_AFTER_S = 5.0
@@ -69,7 +69,7 @@ class Pending:
 
     __slots__ = (
         "type", "session", "agent", "request", "body", "owner", "done", "accepted", "stamp", "out", "err", "unacked", "sink", "source", "offset",
-        "window", "ended", "payload", "failure", "error", "final", "abandoned", "asked",
+        "window", "ended", "payload", "failure", "error", "final", "abandoned", "asked", "flags", "next", "cut",
     )  # fmt: skip
 
     def __init__(self, kind: int, session: int, agent: int, body: bytes):
@@ -96,6 +96,9 @@ class Pending:
         self.final: tuple[int, bytes] | None = None
         self.abandoned = False
         self.asked = time.monotonic()  # when it was last known to be under way
+        self.flags = 0
+        self.next: Pending | None = None  # the one that begins when this one has ended, if it is a link of a chain
+        self.cut = False  # the one before it failed: it will not begin
 
 
 class Agent:
@@ -389,6 +392,43 @@ class Pool:
                 self._abandon(pending)
             raise
 
+    def link(
+        self,
+        kind: int,
+        session: int,
+        agent: int,
+        body: t.Sequence[str | bytes],
+        chain: t.Sequence[str | bytes],
+        before: Pending | None,
+        *,
+        stdin: bytes | None = None,
+        payload: tuple[str, t.Callable[[], list[str | bytes]]] | None = None,
+    ) -> Pending:
+        """Send one request of a chain and do not wait for it. `chain`: token, number, and what it is foretold to answer (docs/protocol.md, Chains);
+        `before`: the one of the number before, if any. Raises PoolFailure if it cannot be sent.
+        """
+        self.connect()
+        self._owner(session)
+        pending = Pending(kind, session, agent, self._core.pack([*body, self._core.pack(chain)]))
+        pending.flags = FLAG_LINK
+        pending.payload = payload
+        if stdin is not None:
+            pending.source = stdin
+            pending.ended = False
+        if before is not None:
+            before.next = pending
+            pending.cut = before.done and before.failure is not None
+        return self._send(pending)
+
+    def wait(self, pending: Pending) -> None:
+        """Until a link has ended, in whatever way. Who is interrupted should `abandon` the whole chain."""
+        self._wait(pending, None)
+
+    def abandon(self, pending: Pending) -> None:
+        """Nobody is interested in this request any more."""
+        if not pending.done:
+            self._abandon(pending)
+
     def reset(self, session: int, deadline_s: float = 10.0) -> None:
         """Drop the session now, for every client; its number is void afterwards."""
         self._owner(session)
@@ -412,7 +452,7 @@ class Pool:
             pending.request = self._client.request()
             self._pending[pending.request] = pending
             zlib = FLAG_ZLIB if len(pending.body) >= _ZLIB_FROM and pending.type == RUN else 0
-            self._client.send(pending.type, pending.session, pending.agent, pending.request, pending.body, zlib)
+            self._client.send(pending.type, pending.session, pending.agent, pending.request, pending.body, zlib | pending.flags)
             if not pending.ended:
                 self._feed(pending)
         except self._core.Error as ex:
@@ -440,9 +480,13 @@ class Pool:
 
     def _reply(self, pending: Pending, deadline_s: float | None) -> Reply:
         self._wait(pending, None if deadline_s is None else time.monotonic() + deadline_s)
+        return self.outcome(pending)
+
+    def outcome(self, pending: Pending) -> Reply:
+        """What became of a request that is done; raises its PoolFailure."""
         items = self._core.unpack(pending.final[1]) if pending.final is not None else []
         run_us = int(items[2] or b"0") if len(items) > 2 else 0
-        if pending.stamp is not None:
+        if pending.stamp is not None and not pending.flags:
             received, sent, ended = (us / 1e6 for us in pending.stamp)
             stamps.request(received, sent or ended, ended, run_us / 1e6)
         if pending.error is not None:
@@ -641,6 +685,9 @@ class Pool:
         """The pool does not have the module yet: send it, and the request again."""
         assert pending.payload is not None
         _, items = pending.payload
+        if pending.cut:
+            self._finish(pending, PoolFailure("chain", "pool", "the request before it failed", False))
+            return
         self._client.send(PAYLOAD, pending.session, pending.agent, 0, self._core.pack(items()))
         self._send(pending)
 
@@ -690,10 +737,19 @@ class Pool:
     def _finish(self, pending: Pending, failure: PoolFailure | None) -> int:
         pending.failure = failure
         pending.done = True
+        if failure is not None and pending.next is not None:
+            self._cut(pending.next)
         if pending.abandoned:
             return 0
         self._wake(pending)
         return 1
+
+    def _cut(self, pending: Pending) -> None:
+        """The link before it failed, perhaps without its agent knowing, which would keep this one waiting."""
+        pending.cut = True
+        if not pending.done and not self.closed:
+            with contextlib.suppress(self._core.Error):
+                self._client.send(CANCEL, pending.session, pending.agent, pending.request, b"")
 
     @staticmethod
     def _wake(pending: Pending) -> None:

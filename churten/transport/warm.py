@@ -27,6 +27,7 @@ from churten import waiting
 from churten.compat import connection as core
 from churten.timings import stamps
 from churten.transport import bootstrap, payload, pool, runtime
+from churten.transport.chain import Chain
 
 display = Display()
 
@@ -97,6 +98,8 @@ class WarmConnection:
 
     # --- ConnectionBase ---
 
+    chain: Chain | None = None  # while an action's requests may go out ahead
+    _removed: str | None = None  # the command whose work the last module's chain has done
     _session: pool.Pending | None = None  # the OPEN of the session in use
     _interpreter: str | None = None  # what modules of this host will probably run with; only a hint
 
@@ -108,6 +111,8 @@ class WarmConnection:
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
         """Run `cmd` on the target; a module it starts from `in_data` runs in an agent."""
         stock = super().exec_command  # type: ignore[misc]
+        if self._is_done(cmd):
+            return 0, b"", b""
         self._establish()
         try:
             work = self._work(cmd, in_data, sudoable)
@@ -116,11 +121,25 @@ class WarmConnection:
             return result
         except Stock as ex:
             self._log_stock(ex)
+        self._settle()
         # Outside of the handler: errors must not have our reason in their chain of causes, Ansible shows it.
         self._free_accounts(cmd)
         plain = payload.program(in_data)
         with stamps.foreign():
             return t.cast(Result, waiting.blocking(lambda: stock(cmd, in_data=plain, sudoable=sudoable)))
+
+    def _is_done(self, cmd: str) -> bool:
+        """Whether `cmd` is the removal of a folder that has been removed already, or never was."""
+        done, self._removed = self._removed, None
+        if cmd == done or (self.chain is not None and self.chain.removes_nothing(cmd)):
+            self._log(3, f"churten: done already: {cmd}")
+            return True
+        return False
+
+    def _settle(self) -> None:
+        """Before anything that does not go through a chain."""
+        if self.chain is not None:
+            self.chain.settle()
 
     def _establish(self) -> None:
         """What the built-in plugin does before its first operation."""
@@ -319,6 +338,7 @@ class WarmConnection:
                 "shell": command.shell,
                 "become_password": core.become_password(self),
                 "prefix": route.prefix,
+                "links": 1,
                 "run": _RUN,
             }
         )
@@ -364,10 +384,11 @@ class WarmConnection:
     ) -> Result:
         client, session = self._open(route)
         if (route.key, command.interpreter) in _no_python:
-            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
+            return self._exec(route, client, session, pool.NO_AGENT, cmd, in_data)
         try:
             agent = self._agent_for(route, client, session, command)
             if changes_accounts(module.fqn, module.params):
+                self._settle()
                 client.started(session, agent)
                 client.end_agents(session, agent)
             # The first module goes out with the agent that is to run it: nobody waits for its HELLO.
@@ -375,7 +396,7 @@ class WarmConnection:
             body: list[str | bytes] = [items[0], module.fqn, module.params, module.profile, "\0".join(command.env)]
             body += [str(module.rlimit_nofile), "0", module.form, module.secrets, ""]
             self._log(3, f"churten: RUN {module.fqn} on agent {agent} ({route.transport})")
-            reply = client.call(pool.RUN, session, agent, body, payload=items, early=True)
+            reply = self._call_module(route, client, (session, agent), module, body, items)
             return _as_shell(self._result(reply), reply)
         except pool.PoolFailure as failure:
             if failure.cls != "no_python" or failure.started:
@@ -384,16 +405,31 @@ class WarmConnection:
                 raise Stock("no Python for an agent on the target") from failure
             # An old Python, or none: the target's own shell has the right words for it.
             _no_python.add((route.key, command.interpreter))
-            return self._exec(client, session, pool.NO_AGENT, cmd, in_data)
+            return self._exec(route, client, session, pool.NO_AGENT, cmd, in_data)
+
+    def _call_module(
+        self, route: Route, client: pool.Pool, where: tuple[int, int], module: payload.Module, body: list[str | bytes], items: t.Any
+    ) -> pool.Reply:
+        chain = self.chain
+        if chain is None:
+            return client.call(pool.RUN, *where, body, payload=items, early=True)
+        client.started(*where)
+        removal = chain.removal(module.fqn, module.params)
+        chain.ran(module.fqn, module.params)
+        reply, removed = chain.ask(client, route.key, where, pool.RUN, body, payload=items, removal=removal)
+        if removed:
+            self._removed = removal
+        return reply
 
     def _run_command(self, route: Route, cmd: str, in_data: bytes | None) -> Result:
         client, session = self._open(route)
         agent = self._command_agent(route, client, session)
         if changes_accounts("", to_bytes(cmd, errors="surrogate_or_strict")):
+            self._settle()
             client.end_agents(session, agent)
         said = "(hidden by no_log)" if core.no_log(self) else cmd
         self._log(3, f"churten: EXEC on agent {agent} ({route.transport}): {said}")
-        return self._exec(client, session, agent, cmd, in_data)
+        return self._exec(route, client, session, agent, cmd, in_data)
 
     def _command_agent(self, route: Route, client: pool.Pool, session: int) -> int:
         """The login agent, or none where it cannot start: a command needs no Python."""
@@ -423,8 +459,20 @@ class WarmConnection:
         except (Stock, AnsibleError, pool.PoolFailure) as ex:
             self._log(4, f"churten: agents are not ended: {ex}")
 
-    def _exec(self, client: pool.Pool, session: int, agent: int, cmd: str, in_data: bytes | None) -> Result:
+    def _exec(self, route: Route, client: pool.Pool, session: int, agent: int, cmd: str, in_data: bytes | None) -> Result:
         body = [cmd, "", "0", "data" if in_data else "null", "login"]
+        chain = self.chain
+        if chain is not None and agent != pool.NO_AGENT and not in_data:
+            where = session, agent
+            foretold = chain.foretell(route.key, cmd)
+            if foretold is not None:
+                answer, home, folder = foretold
+                chain.put(client, route.key, where, pool.EXEC, body, answer, home=home, folder=folder)
+                return answer
+            result = self._result(chain.ask(client, route.key, where, pool.EXEC, body)[0])
+            chain.learn(route.key, cmd, result)
+            return result
+        self._settle()
         return self._result(client.call(pool.EXEC, session, agent, body, stdin=payload.program(in_data) or None))
 
     def _result(self, reply: pool.Reply) -> Result:
@@ -438,6 +486,7 @@ class WarmConnection:
 
     def _on_terminal(self, route: Route, cmd: str, term: str) -> Result:
         """Run `cmd` on a terminal of the server's, which has the size 0 by 0 as one that `ssh -tt` asks for without having one."""
+        self._settle()
         client, session = self._open(route)
         said = "(hidden by no_log)" if core.no_log(self) else cmd
         self._log(3, f"churten: EXEC on a terminal ({route.transport}): {said}")
@@ -468,6 +517,8 @@ class WarmConnection:
 class RemoteFiles:
     """put_file and fetch_file through the login agent; mixed in beside WarmConnection."""
 
+    takes_chains = True  # see compat/chains.py
+
     def put_file(self: t.Any, in_path: str, out_path: str) -> t.Any:
         """Copy a file to the target."""
         stock = super().put_file  # type: ignore[misc]
@@ -482,6 +533,7 @@ class RemoteFiles:
             return self._attempt(lambda route: self._put(route, local, out_path), None)
         except Stock as ex:
             self._log_stock(ex)
+        self._settle()
         with stamps.foreign():
             return waiting.blocking(lambda: stock(in_path, out_path))
 
@@ -498,6 +550,15 @@ class RemoteFiles:
         agent = self._file_agent(route, client, session)
         # sftp gives a new file the permissions of the local one, less the umask.
         body = [out_path, f"~{found.st_mode & 0o777:o}", str(found.st_size)]
+        if self.chain is not None:
+            if self.chain.may_put(route.key, out_path, found.st_size):
+                data = file.read(found.st_size)
+                if len(data) == found.st_size:
+                    self.chain.put(client, route.key, (session, agent), pool.PUT, body, (0, b"", b""), stdin=data)
+                    self._connected = True
+                    return 0, b"", b""
+                file.seek(0)
+            self._settle()
         reply = client.call(pool.PUT, session, agent, body, stdin=Beginning(file, found.st_size))
         if reply.rc != 0:
             raise Stock(f"put: {to_text(reply.stderr)}")
@@ -512,6 +573,7 @@ class RemoteFiles:
             if core.is_windows_shell(self):
                 raise Stock("not a POSIX shell")
             display.vvv(f"FETCH {in_path} TO {out_path}", host=self._host())
+            self._settle()
             return self._attempt(lambda route: self._fetch(route, in_path, out_path), None)
         except Stock as ex:
             self._log_stock(ex)
@@ -625,7 +687,7 @@ def changes_accounts(fqn: str, text: bytes) -> bool:
 @functools.lru_cache(maxsize=256)
 def agent_key(interpreter: str, prefix: str) -> str:
     """The key of a login agent."""
-    return pool.spec_key({"interpreter": interpreter, "prefix": prefix})
+    return pool.spec_key({"interpreter": interpreter, "prefix": prefix, "links": 1})
 
 
 def session_identity(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

@@ -1,7 +1,8 @@
 """A small agent for tests of the pool: speaks the agent hop of docs/protocol.md on stdin and stdout and does what the test's command says.
 
 EXEC commands: `echo TEXT`, `big N` (N bytes of output), `flood` (ignores the window), `hang`, `cat` (stdin to stdout), `die`, `garbage`, `deaf`, `true`,
-`badwindow`, `double`, `raw HEX`, `early HEX`, `pour HEX`, `lose` (is not answered, and unknown when asked after). RUN answers with its payload key and how
+`badwindow`, `double`, `flags` (of the request's own frame), `skip` (as a link of a broken chain),
+`raw HEX`, `early HEX`, `pour HEX`, `lose` (is not answered, and unknown when asked after). RUN answers with its payload key and how
 many payloads this agent has been sent. PUT and FETCH use plain files.
 """
 
@@ -86,10 +87,10 @@ def output(agent, request, size, stream=1):
     return True
 
 
-def execute(agent, request, items):
+def execute(agent, request, items, flags):
     command = items[0].decode()
     word, _, rest = command.partition(" ")
-    if word not in ("unaccepted", "early"):
+    if word not in ("unaccepted", "early", "skip"):
         send(ACCEPTED, agent, request)
     if word == "echo":
         return finish(agent, request, 0, rest.encode(), b"agent %d" % agent)
@@ -132,6 +133,10 @@ def execute(agent, request, items):
         while True:
             with lock:
                 os.write(1, data)
+    if word == "flags":
+        return finish(agent, request, 0, b"%d" % flags, items[-1])
+    if word == "skip":
+        return send(FAILED, agent, request, vec("chain", "agent", "the request before it did not end as foretold", "0"))
     if word == "lose":
         return lost.add(request)
     if word == "badwindow":
@@ -147,10 +152,10 @@ def execute(agent, request, items):
     finish(agent, request, 127)
 
 
-def work(kind, agent, request, body):
+def work(kind, agent, request, body, flags):
     items = unvec(body)
     if kind == EXEC:
-        execute(agent, request, items)
+        execute(agent, request, items, flags)
     elif kind == RUN:
         send(ACCEPTED, agent, request)
         finish(agent, request, 0, items[0] + b" %d" % len(payloads.get(agent, ())))
@@ -218,7 +223,7 @@ def serve():
             if kind == EXEC and unvec(body)[0] == b"stopreading":
                 send(ACCEPTED, agent, request)
                 threading.Event().wait()
-            threading.Thread(target=work, args=(kind, agent, request, body), daemon=True).start()
+            threading.Thread(target=work, args=(kind, agent, request, body, flags), daemon=True).start()
         else:
             os._exit(4)
 

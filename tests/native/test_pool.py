@@ -49,6 +49,7 @@ from talking import (
 
 from churten import __version__, _core
 
+LINK = 16
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 NOBODY = 65534
 
@@ -414,6 +415,20 @@ def test_a_target_that_does_not_read_hinders_only_itself(pool):
 def memory_kib(pool):
     text = Path(f"/proc/{pool.process.pid}/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0])
+
+
+def test_links_of_chains_pass(pool):
+    """What a chain is, is between client and agent: flag and items arrive, and the agent's word for a link that it did not begin."""
+    talk = pool.talk()
+    talk.begin()
+    linked = talk.send(EXEC, items=["flags", "", "0", "null", "login", "the chain"], flags=LINK)
+    assert talk.result(linked) == (0, b"16", b"the chain")
+    assert talk.result(talk.exec("flags"))[1] == b"0"
+    assert talk.failed(talk.exec("skip"))[::3] == ["chain", "0"]
+    assert works(talk, 1)
+    talk.send(EXEC, agent=NO_AGENT, items=["true", "", "0", "null", "login", "x"], flags=LINK)
+    with pytest.raises((AssertionError, _core.Error, OSError)):
+        works(talk, 1)
 
 
 # --- sub-agents ---

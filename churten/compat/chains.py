@@ -1,0 +1,157 @@
+"""Core's own actions that make a temporary folder, put files into it and run a module there, with as few round trips as can be: see transport/chain.py.
+
+While one of `ACTIONS` runs in a fiber over a warm agent, a chain is open on its connection. If the chain breaks, the action is done again from its start
+without one. For that it must not have done anything yet that shows. What these plugins do on the controller before the module that matters: they read
+files, render templates (lookups wait for all that was answered ahead, see lookups.py, so none of them runs twice or in vain), make local temporary files
+that they or core clean up, and change their arguments and the template search path, which are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+import typing as t
+
+from ansible import constants as C
+from ansible.plugins.action import assemble, copy, script, template, unarchive, uri
+
+from churten import waiting
+from churten.transport import chain as chains
+
+from . import connection as core
+
+_FILES = frozenset({"ansible.modules.copy", "ansible.modules.file"})
+# The action's class, and after which modules it has nothing left to do but to remove its folder.
+ACTIONS: dict[t.Any, frozenset[str]] = {
+    copy.ActionModule: _FILES,
+    template.ActionModule: _FILES,
+    assemble.ActionModule: _FILES | {"ansible.modules.assemble"},
+    unarchive.ActionModule: frozenset({"ansible.modules.unarchive"}),
+    uri.ActionModule: frozenset({"ansible.modules.uri"}),
+    script.ActionModule: frozenset(),
+}
+_PEEK = b'"_diff_peek": true'
+
+
+@contextlib.contextmanager
+def chained_actions() -> t.Iterator[None]:
+    """While active, these actions send ahead what they can."""
+    stock = {action: action.run for action in ACTIONS}
+    walk = copy._walk_dirs
+    for action, run in stock.items():
+        action.run = _chained(action, run)
+    copy._walk_dirs = _noted(walk)
+    try:
+        yield
+    finally:
+        copy._walk_dirs = walk
+        for action, run in stock.items():
+            action.run = run
+
+
+def _chained(action: t.Any, stock: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    @functools.wraps(stock)
+    def run(self: t.Any, tmp: t.Any = None, task_vars: t.Any = None) -> t.Any:
+        if type(self) is not action or tmp is not None:
+            return stock(self, tmp, task_vars)
+        outer = chains.current()
+        if outer is not None:
+            return _inside(outer, self, stock, task_vars)
+        if not _may_chain(self):
+            return stock(self, tmp, task_vars)
+        return _alone(self, stock, task_vars)
+
+    return run
+
+
+def _may_chain(action: t.Any) -> bool:
+    connection = action._connection
+    return (
+        waiting.current() is not None
+        and getattr(connection, "takes_chains", False)
+        and not action._task.async_val
+        and not C.DEFAULT_KEEP_REMOTE_FILES
+        and core.is_posix_shell(connection)
+        and action._is_pipelining_enabled("new", wrap_async=False)
+        # Its parameters of a form would be changed inside.
+        and (type(action) is not uri.ActionModule or bool(action._task.args.get("src")))
+    )
+
+
+def _alone(action: t.Any, stock: t.Callable[..., t.Any], task_vars: t.Any) -> t.Any:
+    """The whole action with a chain; without one if that broke."""
+    connection = action._connection
+    args = action._task.args.copy()
+    path: t.Any = task_vars.get("ansible_search_path") if task_vars else None
+    kept_path = list(path) if isinstance(path, list) else None
+    chain = chains.open_chain(connection, connection._shell.tmpdir is not None, functools.partial(_removal, action))
+    try:
+        try:
+            result = stock(action, None, task_vars)
+        except Exception:
+            chain.settle()  # what went wrong here came later than what may have gone wrong there
+            raise
+        chain.settle()
+        return result
+    except chains.Broken:
+        if not chain.made:
+            _forget_folder(action)
+    finally:
+        chains.close_chain(connection)
+    action._task.args.clear()
+    action._task.args.update(args)
+    if kept_path is not None:
+        path[:] = kept_path
+    return stock(action, None, task_vars)
+
+
+def _inside(chain: chains.Chain, action: t.Any, stock: t.Callable[..., t.Any], task_vars: t.Any) -> t.Any:
+    """Copy on behalf of template: with the folder made it can be done again by itself, so that nothing is rendered twice."""
+    args = action._task.args.copy()
+    try:
+        try:
+            result = stock(action, None, task_vars)
+        except Exception:
+            chain.settle()
+            raise
+        chain.settle()
+        return result
+    except chains.Broken:
+        if not chain.made:
+            raise
+    action._task.args.clear()
+    action._task.args.update(args)
+    return stock(action, None, task_vars)
+
+
+def _forget_folder(action: t.Any) -> None:
+    """Whatever there is of it goes; the second try makes its own."""
+    shell = action._connection._shell
+    action._remove_tmp_path(shell.tmpdir)
+    shell.tmpdir = None
+    action._cleanup_remote_tmp = False
+
+
+def _noted(walk: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    """A folder is copied file by file: none of the modules is known to be the last."""
+
+    @functools.wraps(walk)
+    def noted(*args: t.Any, **kwargs: t.Any) -> t.Any:
+        if (chain := chains.current()) is not None:
+            chain.removal = lambda fqn, params: None
+        return walk(*args, **kwargs)
+
+    return noted
+
+
+def _removal(action: t.Any, fqn: str, params: bytes) -> str | None:
+    """The command with which core will remove the folder after this module; None if it may do something else before."""
+    shell = action._connection._shell
+    if fqn not in ACTIONS[type(action)] or _PEEK in params or not action._should_remove_tmp_path(shell.tmpdir):
+        return None
+    executable = action._play_context.executable
+    if not action._connection.allow_executable or not executable:
+        return None
+    command = shell.append_command(shell.remove(shell.tmpdir, recurse=True), "sleep 0")
+    return f"{executable} -c {shlex.quote(command)}"
