@@ -43,7 +43,8 @@ _LINE = re.compile(rb"/[^\n]*\n")
 
 _homes: dict[tuple[str, str], bytes] = {}  # (session key, command) -> what it printed
 _HOMES_KEPT = 20_000
-_surprising: set[str] = set()  # session keys where something was not as foretold
+_surprises: dict[str, int] = {}  # session key -> how often something was not as foretold
+_SURPRISES_BORNE = 8  # then nothing is foretold there any more
 
 _current: contextvars.ContextVar[Chain | None] = contextvars.ContextVar("churten_chain", default=None)
 
@@ -129,7 +130,7 @@ class Chain:
         return self._may(route) and size <= PUT_MOST and self._is_inside(path)
 
     def _may(self, route: str) -> bool:
-        return self.certain and not self.broken and route not in _surprising
+        return self.certain and not self.broken and _surprises.get(route, 0) < _SURPRISES_BORNE
 
     def _is_inside(self, path: str) -> bool:
         return bool(self._folder) and (path + "/").startswith(self._folder) and "/.." not in path
@@ -292,7 +293,7 @@ class Chain:
     def _break(self, why: str, for_good: bool = True) -> t.NoReturn:
         self.broken = True
         if for_good:
-            _surprising.add(self._route)
+            _surprises[self._route] = _surprises.get(self._route, 0) + 1
         self._owner._log(3, f"churten: once more, step by step: {why}")
         raise Broken
 
