@@ -85,6 +85,7 @@ def _alone(action: t.Any, stock: t.Callable[..., t.Any], task_vars: t.Any) -> t.
     args = action._task.args.copy()
     path: t.Any = task_vars.get("ansible_search_path") if task_vars else None
     kept_path = list(path) if isinstance(path, list) else None
+    lost: Exception | None = None
     chain = chains.open_chain(connection, connection._shell.tmpdir is not None, functools.partial(_removal, action))
     try:
         try:
@@ -95,10 +96,15 @@ def _alone(action: t.Any, stock: t.Callable[..., t.Any], task_vars: t.Any) -> t.
         chain.settle()
         return result
     except chains.Broken:
-        if not chain.made:
-            _forget_folder(action)
+        pass
+    except chains.Lost as ex:
+        lost = ex.error
     finally:
         chains.close_chain(connection)
+    if lost is not None:
+        raise lost
+    if not chain.made:
+        _forget_folder(action, chain.nothing_made)
     action._task.args.clear()
     action._task.args.update(args)
     if kept_path is not None:
@@ -125,10 +131,11 @@ def _inside(chain: chains.Chain, action: t.Any, stock: t.Callable[..., t.Any], t
     return stock(action, None, task_vars)
 
 
-def _forget_folder(action: t.Any) -> None:
+def _forget_folder(action: t.Any, nothing_made: bool) -> None:
     """Whatever there is of it goes; the second try makes its own."""
     shell = action._connection._shell
-    action._remove_tmp_path(shell.tmpdir)
+    if not nothing_made:
+        action._remove_tmp_path(shell.tmpdir)
     shell.tmpdir = None
     action._cleanup_remote_tmp = False
 

@@ -7,7 +7,7 @@ as foretold (docs/protocol.md, Chains), so nothing happens on the target that wo
 
 What always holds: a foretold answer was given only while nothing but reading (`READ_ONLY`) had been done besides the action's own temporary folder. So when
 a link ends otherwise, `Broken` leaves the action, and whoever opened the chain (compat/chains.py) does it again from its start, one by one: the words and
-results of a failure are those of that second try. A chain whose requests may have begun and were lost makes the host unreachable, as one request would.
+results of a failure are those of that second try. A chain whose requests may have begun and were lost makes the host unreachable: `Lost`.
 
 The removal of the temporary folder goes out with the last module (`removal`), to be done when that has ended, whatever it answered; when core asks for it
 afterwards, it has been done.
@@ -51,6 +51,14 @@ _current: contextvars.ContextVar[Chain | None] = contextvars.ContextVar("churten
 
 class Broken(BaseException):
     """Something did not end as foretold, and nothing after it was begun: do it again, one by one."""
+
+
+class Lost(BaseException):
+    """The host was lost after a request may have begun. No handler of the action shall see `error`: it belongs to the request that was answered ahead."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
 
 
 class Step(t.NamedTuple):
@@ -173,7 +181,7 @@ class Chain:
     ) -> tuple[pool.Reply, bool]:
         """Send a request and wait for it and all before it. Returns its reply, and whether `removal` was done after it.
 
-        Raises Broken, what the connection says of an unreachable host, or PoolFailure if everything before ended well.
+        Raises Broken or Lost, or PoolFailure if everything before ended well.
         """
         self._same(client, route, where[0])
         if not self._steps and removal is None:
@@ -273,8 +281,7 @@ class Chain:
                 if failure.started and failure.cls not in ("file", "chain", "cancelled"):
                     if failure.cls == "protocol":
                         self._owner._corrupt(failure)
-                    ended = self._owner._unreachable(failure, None)
-                    break
+                    raise Lost(self._owner._unreachable(failure, None)) from None
                 self._break(f"{failure.cls}: {failure.message}")
             else:
                 if answer == step.answer:
@@ -286,9 +293,6 @@ class Chain:
                 if step.home is not None:
                     _homes.pop(step.home, None)
                 self._break(f"it answered {answer!r}, not {step.answer!r}", for_good=step.home is None)
-        else:
-            return
-        raise ended
 
     def _break(self, why: str, for_good: bool = True) -> t.NoReturn:
         self.broken = True
