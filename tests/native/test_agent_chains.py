@@ -102,15 +102,17 @@ def test_out_of_order(agent, tmp_path):
 
 
 def test_cancelled_while_held(agent, tmp_path):
-    first = command(agent, "sleep 0.5", 0)
+    go = tmp_path / "go"
+    first = command(agent, f"until [ -e {go} ]; do sleep 0.05; done", 0)
     second = command(agent, f"touch {tmp_path}/second", 1)
     third = command(agent, f"touch {tmp_path}/third", 2)
     agent.send("CANCEL", b"", second)
     done = agent.wait(second)
     assert (done.fail_class, done.started) == ("cancelled", b"0")
     assert failed(agent.wait(third))
+    go.touch()
     assert agent.wait(first).rc == 0
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["go"]
 
 
 def test_no_such_chain(agent, tmp_path):
@@ -132,15 +134,16 @@ def test_chains_do_not_meet(agent, tmp_path):
 def test_the_connection_ends(tmp_path):
     """What is under way goes on, nothing new begins."""
     client = AgentClient()
-    first = command(client, f"sleep 0.5; touch {tmp_path}/first", 0, ("0", "", ""))
+    go = tmp_path / "go"
+    first = command(client, f"until [ -e {go} ]; do sleep 0.05; done; mv {go} {tmp_path}/first", 0, ("0", "", ""))
     command(client, f"touch {tmp_path}/second", 1)
     put(client, tmp_path / "third", b"x", 2)
     while client.frame()[:2] != ("ACCEPTED", first):
         pass
+    client.process.stdin.close()
+    time.sleep(0.1)
+    go.touch()
     client.close()
-    deadline = time.monotonic() + 20
-    while not os.listdir(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
     assert os.listdir(tmp_path) == ["first"]
 
 
