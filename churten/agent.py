@@ -820,6 +820,8 @@ def teach(learn, known):
 
 # -------------------------------------------------------------- the chains
 
+BROKEN = "a request before it did not end as foretold"
+
 
 class Link:
     """A request that is not to begin before another has ended well; until then it
@@ -873,7 +875,12 @@ class Chain:
         self.held = {}  # number -> Link
         self.foretold = {}  # request -> (number, agent, rc, stdout, stderr); rc empty: any
         self.spilled = set()  # requests with output that did not come in EXIT
-        self.broken = False
+        self.broken = None  # the first number that did not end as foretold
+
+    def takes(self, turn):
+        if self.broken is not None and turn > self.broken:
+            return False
+        return turn >= self.turn and turn not in self.held
 
     def ended(self, kind, request, body):
         turn, _, rc, out, err = self.foretold.pop(request)
@@ -881,10 +888,11 @@ class Chain:
         if kind == T_EXIT and (not rc or self.is_foretold(request, body, rc, out, err)):
             self.turn = turn + 1
             return
-        self.broken = True
-        held, self.held = self.held, {}
-        for turn in sorted(held):
-            held[turn].fail("chain", "the request before it did not end as foretold")
+        if self.broken is None or turn < self.broken:
+            self.broken = turn
+        for later in sorted(n for n in self.held if n > turn):
+            if later in self.held:
+                self.held.pop(later).fail("chain", BROKEN)
 
     def is_foretold(self, request, body, rc, out, err):
         items = unpack(body, 6)
@@ -2058,8 +2066,8 @@ class Agent:
         if chain is None and turn == 0:
             self.forget_chains()
             chain = self.chains[token] = Chain()
-        if chain is None or chain.broken or turn < chain.turn or turn in chain.held:
-            link.fail("chain", "its chain is broken")
+        if chain is None or not chain.takes(turn):
+            link.fail("chain", BROKEN)
             return
         chain.held[turn] = link
         chain.foretold[request] = turn, head[1], rc, out, err
