@@ -282,7 +282,7 @@ class Chain:
                     if failure.cls == "protocol":
                         self._owner._corrupt(failure)
                     raise Lost(self._owner._unreachable(failure, None)) from None
-                self._break(f"{failure.cls}: {failure.message}")
+                self._break(f"{failure.cls}: {failure.message}", for_good=failure.cls not in ("busy", "reset", "unreachable"))
             else:
                 if answer == step.answer:
                     if step.folder:

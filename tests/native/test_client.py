@@ -194,7 +194,7 @@ def test_send_takes_any_bytes_and_checks_numbers(client):
         with pytest.raises(ValueError, match="range"):
             client.send(*bad, b"")
     with pytest.raises(ValueError):
-        client.send(PING, 0, 0, 0, b"", 16)
+        client.send(PING, 0, 0, 0, b"", 32)
     with pytest.raises(TypeError):
         client.send(PING, 0, 0, 0, "text")
     with pytest.raises(_core.Error, match="size limit"):
