@@ -347,7 +347,8 @@ class Adapter(abc.ABC):
         config = C.config
         if not config.has_configuration_definition("strategy", plugin_name):
             fragment = fragment_loader.get("churten.core.executor")
-            config.initialize_plugin_configuration_definitions("strategy", plugin_name, yaml.safe_load(fragment.DOCUMENTATION)["options"])
+            document = yaml.load(fragment.DOCUMENTATION, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            config.initialize_plugin_configuration_definitions("strategy", plugin_name, document["options"])
         return config.get_config_value(option, plugin_type="strategy", plugin_name=plugin_name)
 
     @property

@@ -26,6 +26,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import time
 import typing as t
 
 from churten.transport import runtime
@@ -383,6 +384,8 @@ def forget(request: Request) -> None:
     _files.clear()
     _settings.clear()
     key_problem.cache_clear()
+    global _tickets
+    _tickets = (0.0, None, False)
 
 
 def refuse(request: Request, transport: str, reason: str) -> Plan:
@@ -755,8 +758,23 @@ def _is_socket(path: str) -> bool:
         return False
 
 
+_TICKETS_KEPT_S = 1.0
+_tickets: tuple[float, str | None, bool] = (0.0, None, False)  # when it was looked, for what, what was found
+
+
 def _has_tickets() -> bool:
-    """Whether GSSAPI could succeed at all: Debian switches it on for everybody, few have a ticket."""
+    """Whether GSSAPI could succeed at all: Debian switches it on for everybody, few have a ticket.
+
+    Many hosts ask at once, and a directory may be long: what was found is good for all of a second.
+    """
+    global _tickets
+    now, name = time.monotonic(), os.environ.get("KRB5CCNAME", "")
+    if _tickets[1] != name or now - _tickets[0] > _TICKETS_KEPT_S:
+        _tickets = (now, name, _looked_for_tickets())
+    return _tickets[2]
+
+
+def _looked_for_tickets() -> bool:
     name = os.environ.get("KRB5CCNAME", "")
     if name.startswith(("FILE:", "/")):
         return os.path.exists(name.removeprefix("FILE:"))

@@ -223,6 +223,25 @@ def test_a_kerberos_ticket_matters_only_where_gssapi_is_on(config, monkeypatch):
     assert plan(*config("GSSAPIAuthentication yes\n")).transport == "ssh"
 
 
+HAS_TICKETS = options._has_tickets  # other tests do without
+
+
+def test_tickets_are_looked_for_once_for_many_hosts(monkeypatch, tmp_path):
+    looked = []
+    stock = options._looked_for_tickets
+    monkeypatch.setattr(options, "_looked_for_tickets", lambda: looked.append(1) or stock())
+    monkeypatch.setattr(options, "_TICKETS_KEPT_S", 3600.0)
+    monkeypatch.setenv("KRB5CCNAME", str(tmp_path / "missing"))
+    assert [HAS_TICKETS() for _ in range(5)] == [False] * 5 and len(looked) == 1
+    (tmp_path / "there").touch()
+    monkeypatch.setenv("KRB5CCNAME", f"FILE:{tmp_path / 'there'}")
+    assert HAS_TICKETS() and len(looked) == 2
+    (tmp_path / "there").unlink()
+    assert HAS_TICKETS()
+    monkeypatch.setattr(options, "_TICKETS_KEPT_S", 0.0)
+    assert not HAS_TICKETS()
+
+
 def test_password(config):
     argv = tuple(w for w in STOCK_ARGV if "Authentication" not in w)
     argv = tuple(w for i, w in enumerate(argv) if not (w == "-o" and (i + 1 == len(argv) or argv[i + 1] == "-o")))
