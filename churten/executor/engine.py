@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing as t
 
 from churten.compat.base import OWN_CONNECTIONS, Adapter
+from churten.compat.callback import uuid
 
 FIBER = "fiber"
 FORK = "fork"
@@ -28,26 +29,26 @@ class Engines:
 
     def choose(self, task: t.Any, task_vars: dict[str, t.Any], template: t.Callable[[t.Any], t.Any]) -> tuple[str, str]:
         """(engine, reason) for this task on this host."""
-        choice = self._by_task.get(task._uuid)
+        choice = self._by_task.get(uuid(task))
         if choice is None:
-            choice = self._by_task[task._uuid] = self._choose_by_action(task)
+            choice = self._by_task[uuid(task)] = self._choose_by_action(task)
         if choice[0] == FORK:
             return choice
         return self._choose_by_connection(task, task_vars, template) or choice
 
     def fork_from_now_on(self, task: t.Any, reason: str) -> None:
         """A fiber of this task found that it needs a fork."""
-        self._by_task[task._uuid] = (FORK, reason)
+        self._by_task[uuid(task)] = (FORK, reason)
 
     def must_fork(self, task: t.Any) -> str:
         """Why the task, chosen for a fiber before, has been given to forks meanwhile; empty if it has not."""
-        engine, reason = self._by_task.get(task._uuid, (FIBER, ""))
+        engine, reason = self._by_task.get(uuid(task), (FIBER, ""))
         return reason if engine == FORK else ""
 
     def strike(self, task: t.Any, cpu_s: float) -> None:
         """A fiber of this task ended; `cpu_s` was its longest slice without a wait."""
         if cpu_s > SLICE_LIMIT_S:
-            count = self._strikes[task._uuid] = self._strikes.get(task._uuid, 0) + 1
+            count = self._strikes[uuid(task)] = self._strikes.get(uuid(task), 0) + 1
             if count >= SLICE_STRIKES and self._adapter.spare_cores():
                 self.fork_from_now_on(task, f"its fibers used more than {SLICE_LIMIT_S * 1000:.0f} ms of local CPU at a stretch")
 

@@ -14,7 +14,6 @@ import contextlib
 import gc
 import time
 import traceback
-import types
 import typing as t
 
 from ansible.errors import AnsibleError
@@ -27,6 +26,7 @@ from churten.compat.callback import task as task_of
 from churten.compat.contexts import separate
 from churten.compat.lookups import careful_lookups
 from churten.compat.plugin_state import watched_plugins
+from churten.compat.strategy import CoreStrategy, FiberWorker, play_of, uncounted
 from churten.timings import stamps
 from churten.timings.workers import WorkerLog
 
@@ -36,11 +36,9 @@ from .hub import Fiber, FiberHub, NeedsFork
 
 display = Display()
 
-# Stands for `worker._task` where core counts running copies of a task: throttles are the C scheduler's work.
 FORK_PAUSES_S = (0.1, 0.4, 1.5)  # between attempts to start a worker
 DEATHS_MAX, DEATHS_WITHIN_S = 3, 60.0  # more dead workers than that are no accident: the run ends, as it does under stock
 LENT_MAX = 512  # hosts that are connected to beside those that have a slot: each keeps its variables in memory
-_NO_TASK = types.SimpleNamespace(_uuid=None)
 
 
 @contextlib.contextmanager
@@ -54,17 +52,6 @@ def fewer_collections() -> t.Iterator[None]:
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
-
-
-class FiberWorker:
-    """What core finds in its list of workers for a slot that a fiber uses."""
-
-    exitcode = None
-    _task = _NO_TASK
-
-    def is_alive(self) -> bool:
-        """False: there is no process to signal or to terminate; fibers end with the hub."""
-        return False
 
 
 class Results(collections.deque[t.Any]):
@@ -102,7 +89,7 @@ class Job:
         self.record: stamps.Stamps | None = None
 
 
-class FiberStrategy:
+class FiberStrategy(CoreStrategy):
     """Mixin before a built-in StrategyModule; see the module's text."""
 
     # Set by the plugin file.
@@ -112,28 +99,14 @@ class FiberStrategy:
     # Our scheduler throttles, whatever core's strategy would do.
     ALLOW_BASE_THROTTLING = False
 
-    # Attributes of core's StrategyBase that are used here.
-    _tqm: t.Any
-    _workers: list[t.Any]
-    _results: t.Any
-    _results_lock: t.Any
-    _inventory: t.Any
-    _variable_manager: t.Any
-    _loader: t.Any
-    _blocked_hosts: dict[str, bool]
-    _queued_task_cache: dict[tuple[str, str], dict[str, t.Any]]
-    _pending_results: int
-    _hosts_cache: list[str]
-    _hosts_cache_all: list[str]
-
     # None: nothing is replaced, the built-in strategy runs as it is.
     _hub: FiberHub = None  # type: ignore[assignment]  # None while no play runs
 
     def run(self, iterator: t.Any, play_context: t.Any) -> t.Any:
         """Run one play (or one serial batch) with the hub installed."""
         # Callbacks that treat the built-in strategy specially must see its name.
-        iterator._play.strategy = self.builtin_name
-        strategy_is(self._tqm._callback_plugins, self.builtin_name)
+        play_of(iterator).strategy = self.builtin_name
+        strategy_is(self._callbacks, self.builtin_name)
         try:
             self._adapter = adapter()
         except AnsibleError as ex:
@@ -148,7 +121,7 @@ class FiberStrategy:
         self._fiber_jobs: dict[Fiber, Job] = {}
         self._n_lent = 0
         self._without_slot: collections.deque[Job] = collections.deque()  # lent theirs and want one again
-        self._engines = Engines(self._adapter, iterator._play, self._variable_manager, self._inventory, self._opted_in())
+        self._engines = Engines(self._adapter, play_of(iterator), self._variable_manager, self._inventory, self._opted_in())
         self._results = Results(self._hub.kick)
         self._jobs: dict[tuple[str, str], Job] = {}
         self._throttled: dict[int, Job] = {}
@@ -206,7 +179,7 @@ class FiberStrategy:
         if self._hub is None:
             super()._queue_task(host, task, task_vars, play_context)  # type: ignore[misc]
             return
-        record = stamps.begin(host.name, task._uuid)
+        record = stamps.begin(host.name, uuid(task))
         self._blocked_hosts[host.name] = True
         template = self._adapter.templater(self, task_vars)
         try:
@@ -219,7 +192,7 @@ class FiberStrategy:
         job.record = record
         job.engine, reason = self._engines.choose(task, task_vars, template)
         display.vvvv(f"engine: {job.engine} ({reason}) for {task.action}", host=host.name)
-        self._jobs[host.name, task._uuid] = job
+        self._jobs[host.name, uuid(task)] = job
         self._pending_results += 1
         if throttle > 0:
             number = id(job)
@@ -231,7 +204,7 @@ class FiberStrategy:
 
     @staticmethod
     def _throttle_key(task: t.Any) -> int:
-        return hash(task._uuid) & 0xFFFFFFFFFFFFFFFF
+        return hash(uuid(task)) & 0xFFFFFFFFFFFFFFFF
 
     def _start(self, job: Job) -> None:
         """Give the job a slot (waiting for one if need be) and run it."""
@@ -239,7 +212,7 @@ class FiberStrategy:
             self._hub.turn(wait=not self._changing)
             self._change_to_forks()
             self._adapter.process_rpc(self)
-            if self._tqm._terminated:
+            if self._is_terminated:
                 self._pending_results -= 1
                 return
         job.slot = job.worker = slot
@@ -248,9 +221,9 @@ class FiberStrategy:
         if job.waited:
             # As if it had been queued only now: it must see what has changed while it waited.
             job.task_vars = self._variable_manager.get_vars(
-                play=self._iterator._play, host=host, task=task, _hosts=self._hosts_cache, _hosts_all=self._hosts_cache_all
+                play=play_of(self._iterator), host=host, task=task, _hosts=self._hosts_cache, _hosts_all=self._hosts_cache_all
             )
-            self.add_tqm_variables(job.task_vars, play=self._iterator._play)
+            self.add_tqm_variables(job.task_vars, play=play_of(self._iterator))
         if (record := job.record) is not None:
             record.slot, record.engine, record.worker = time.monotonic(), job.engine, slot
         self._log.begin(slot, task.get_name(), host.name, self._active())
@@ -264,7 +237,7 @@ class FiberStrategy:
 
     def _start_fiber(self, job: Job) -> None:
         host, task = job.host, job.task
-        self._queued_task_cache[host.name, task._uuid] = {
+        self._queued_task_cache[host.name, uuid(task)] = {
             "host": host,
             "task": task,
             "task_vars": job.task_vars,
@@ -311,7 +284,7 @@ class FiberStrategy:
                 job.fiber = None
                 if job.record is not None:
                     job.record.engine = FORK
-                    stamps.announce(job.host.name, job.task._uuid)
+                    stamps.announce(job.host.name, uuid(job.task))
             self._start_fork(job, announced=True)
 
     def _start_fork(self, job: Job, announced: bool = False) -> None:
@@ -324,7 +297,7 @@ class FiberStrategy:
         if worker.pid is None:
             self._no_room(job)
             return
-        worker._task = _NO_TASK
+        uncounted(worker)
 
         def ended() -> None:
             worker.join()
@@ -369,7 +342,7 @@ class FiberStrategy:
         self._not_lent(job)
         if job.fiber is not None:
             self._fiber_jobs.pop(job.fiber, None)
-        self._jobs.pop((job.host.name, job.task._uuid), None)
+        self._jobs.pop((job.host.name, uuid(job.task)), None)
         seconds = time.monotonic() - job.begun
         self._log.end(job.worker, job.task.get_name(), job.host.name, self._active(), seconds, self._adapter.status(result))
         if job.throttle > 0:
@@ -447,7 +420,7 @@ class FiberStrategy:
             while self._released and self._scheduler.free:
                 self._start(self._released.popleft())
             self._hub.turn(wait=wait)
-            if self._has_news() or self._tqm._terminated or not self._pending_results:
+            if self._has_news() or self._is_terminated or not self._pending_results:
                 return
             wait = True
 
@@ -458,7 +431,7 @@ class FiberStrategy:
         if self._hub is None:
             super().add_tqm_variables(vars, play)  # type: ignore[misc]
             return
-        failed, unreachable = self._tqm._failed_hosts, self._tqm._unreachable_hosts
+        failed, unreachable = self._failed, self._unreachable
         known = self._remaining
         if (
             known is None
@@ -510,7 +483,7 @@ class FreeFiberStrategy(FiberStrategy):
         """Core's hook at the start of each pass: hosts that may start a task now, and those whose results the pass will handle."""
         if self._hub is None:
             return super().get_hosts_left(iterator)  # type: ignore[misc,no-any-return]
-        base = self._tqm._unreachable_hosts
+        base = self._unreachable
         if self._waiting is None:
             self._waiting = collections.deque(super().get_hosts_left(iterator))  # type: ignore[misc]
         for host in self._handed:
@@ -600,7 +573,7 @@ class PinnedFiberStrategy(FreeFiberStrategy):
         for host in self._handed:
             if host.name not in self._acted and not self._blocked_hosts.get(host.name):
                 self._finished(host)
-        self._pinned.difference_update(self._tqm._unreachable_hosts)
+        self._pinned.difference_update(self._unreachable)
         return super().get_hosts_left(iterator)
 
     def _finished(self, host: t.Any) -> None:

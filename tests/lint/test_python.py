@@ -52,6 +52,43 @@ def test_private_names_of_ansible_core_live_in_compat(files):
     assert wrong == []
 
 
+def own_names(tree):
+    """Underscored names that the code itself gives to something: attributes, methods, module and class variables, slots."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+            yield node.attr
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            yield from (target.id for target in (node.targets if isinstance(node, ast.Assign) else [node.target]) if isinstance(target, ast.Name))
+
+
+def foreign_attributes(tree, names):
+    """(line, attribute) of underscored attributes that are not among `names`, the own ones."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr) and node.attr not in {*names, "_replace"}:
+            yield from [(node.lineno, node.attr)] if ast.unparse(node.value) not in PYTHON else []
+
+
+PYTHON = ("os", "sys", "os.environ")  # os._exit, sys._getframe; _replace is that of named tuples
+
+
+def test_the_check_of_attributes_sees_what_it_should():
+    text = "class A:\n    _a: int\n    def _b(self):\n        self._c = host._d\n        task._uuid = self._a + x._b + x._c + self._tqm\n        os._exit(1)\n"
+    tree = ast.parse(text)
+    assert sorted(foreign_attributes(tree, set(own_names(tree)))) == [(4, "_d"), (5, "_tqm"), (5, "_uuid")]
+
+
+def test_private_attributes_of_ansible_core_live_in_compat(files):
+    """Everybody asks compat for what objects of core keep to themselves; what the executor has of core's strategy by inheritance is declared there."""
+    compat = ROOT / "churten" / "compat"
+    trees = {path: ast.parse(path.read_text()) for path in python_files(files, "churten") if path != ROOT / "churten" / "agent.py"}
+    names = set(own_names(trees[compat / "strategy.py"]))
+    others = {path: tree for path, tree in trees.items() if not path.is_relative_to(compat)}
+    names.update(name for tree in others.values() for name in own_names(tree))
+    assert [f"{path.relative_to(ROOT)}:{line}: {name}" for path, tree in others.items() for line, name in foreign_attributes(tree, names)] == []
+
+
 def test_plugin_files_are_doors(files):
     wrong = []
     for path in python_files(files, "plugins"):
