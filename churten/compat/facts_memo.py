@@ -20,7 +20,6 @@ from churten import _core
 
 _SAME_OBJECT = ("memory", "ansible.builtin.memory", "ansible.legacy.memory", "churten.core.jsonfile")
 _LIMIT = 100_000
-_SHARED = (tuple, set, frozenset, bytearray)
 
 Names = tuple[tuple[str, str], ...]  # new name, name in the facts
 
@@ -70,7 +69,7 @@ class FactsMemo:
                 return None, None, None
             if len(self._seen) >= _LIMIT:
                 self._seen.clear()
-            found = self._seen[id(facts)] = facts, *(self._both(tuple(facts)) if is_plain(facts) else (None, None))
+            found = self._seen[id(facts)] = facts, *(self._both(tuple(facts)) if _core.is_plain(facts) else (None, None))
         return found
 
     def _both(self, keys: tuple[str, ...]) -> tuple[Names, Names]:
@@ -81,41 +80,6 @@ class FactsMemo:
             found = tuple(self._namespace(skeleton)["ansible_facts"].items()), tuple(self._clean(dict(skeleton)).items())
             self._names[keys] = found
         return found
-
-
-def is_plain(facts: t.Any) -> bool:
-    """Whether a deep copy of the facts is the same whoever makes it, and nothing below the top is internal."""
-    if type(facts) is not dict:
-        return False
-    containers = {id(facts)}
-    todo: list[t.Any] = []
-    for key, value in facts.items():
-        if type(key) is not str:
-            return False
-        if isinstance(value, (dict, list)):
-            todo.append(value)
-        elif isinstance(value, _SHARED):
-            return False
-    while todo:
-        value = todo.pop()
-        if id(value) in containers:
-            return False
-        containers.add(id(value))
-        if type(value) is dict:
-            for key in value:
-                if isinstance(key, str) and key.startswith("_ansible_"):
-                    return False
-            items: t.Iterable[t.Any] = value.values()
-        elif type(value) is list:
-            items = value
-        else:
-            return False
-        for item in items:
-            if isinstance(item, (dict, list)):
-                todo.append(item)
-            elif isinstance(item, _SHARED):
-                return False
-    return True
 
 
 @contextlib.contextmanager

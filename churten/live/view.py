@@ -8,8 +8,8 @@ lock of this object, and nobody who holds that lock waits for another one. Since
 and in the child nothing is ever drawn.
 
 The cursor rests at the beginning of the lines, so that whatever else writes to the terminal overwrites them, and what it wrote stays readable. They are not
-there while somebody is asked something, while a line has no end yet, while the process is in the background, and while the terminal takes no
-output (Ctrl-S).
+there while somebody is asked something (asking.py finds out about those who ask on their own), while a line has no end yet, while the process is in
+the background, and while the terminal takes no output (Ctrl-S).
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ import threading
 import time
 import typing as t
 
+from .asking import Asking
+
 INTERVAL_S = 0.25
 _CLEAR = b"\r\x1b[J"
+_CLEAR_AFTER = b"\x1b[J"  # what somebody else wrote stays
 _PROMPTS = ("prompt", "prompt_until", "do_var_prompt")
 
 
@@ -43,6 +46,7 @@ class View:
         self._pid = os.getpid()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._asking = Asking(fd)
         self._ready = select.poll()
         self._ready.register(fd, select.POLLOUT)
         _views.append(self)
@@ -105,10 +109,10 @@ class View:
     def _erase(self) -> None:
         if self._drawn:
             self._drawn = False
-            self._write(_CLEAR)
+            self._write(_CLEAR_AFTER if self._asking() else _CLEAR)
 
     def _put(self) -> None:
-        if self._ready.poll(0) and self._in_foreground():
+        if self._ready.poll(0) and self._in_foreground() and not self._asking():
             self._write(_CLEAR + self._lines if self._drawn else self._lines)
             self._drawn = True
 
@@ -136,7 +140,7 @@ class View:
             with self._lock:
                 if not self._hidden() and (lines != self._lines or not self._drawn):
                     self._lines = lines
-                    if lines:
+                    if lines and not self._asking():
                         self._put()
                     else:
                         self._erase()

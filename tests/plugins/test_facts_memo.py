@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playing import play
 
+from churten._core import is_plain
 from churten.compat import facts_memo
-from churten.compat.facts_memo import FactsMemo, is_plain, remembered_facts
+from churten.compat.facts_memo import FactsMemo, remembered_facts
 
 init_plugin_loader([])
 NAMES = st.sampled_from(
@@ -69,6 +70,44 @@ def test_what_is_not_plain():
         memo = FactsMemo(manager.namespace_facts, lambda facts: "core's")
         assert memo.clean(facts) == "core's"
     assert is_plain({"_ansible_top": 1, "a": [{"b": []}], "c": {}})
+
+
+SHARED = (tuple, set, frozenset, bytearray)
+
+
+def plain_by_words(facts):
+    """What is_plain says, told in Python."""
+    if type(facts) is not dict or any(type(key) is not str for key in facts):
+        return False
+    seen, todo = {id(facts)}, list(facts.values())
+    while todo:
+        value = todo.pop()
+        if isinstance(value, SHARED):
+            return False
+        if not isinstance(value, (dict, list)):
+            continue
+        if id(value) in seen or type(value) not in (dict, list):
+            return False
+        seen.add(id(value))
+        if type(value) is dict and any(isinstance(key, str) and key.startswith("_ansible_") for key in value):
+            return False
+        todo += value.values() if type(value) is dict else value
+    return True
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.dictionaries(NAMES | st.integers(), VALUES | st.just([]).map(lambda one: [one, one]) | st.sets(st.integers()), max_size=4))
+def test_plain_is_what_it_says(facts):
+    assert is_plain(facts) == plain_by_words(facts)
+
+
+def test_too_deep_is_not_plain():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert not is_plain({"a": deep})
+    while deep:  # taken apart from the outside: freeing it at once would be as deep
+        deep = deep[0]
 
 
 @pytest.fixture

@@ -5,10 +5,13 @@ import os
 import re
 import signal
 import sys
+import termios
+import time
 
 import pytest
 from playing import command, environment, play
 
+from churten.live import asking
 from churten.live.progress import Progress
 from churten.live.view import View
 
@@ -135,6 +138,52 @@ def test_nothing_is_drawn_while_somebody_is_asked(tmp_path, case, strategy):
     if case != "debugger":
         assert any(heads(shot) for shot in terminal.shots[answered[0] :])
     assert not heads(terminal.lines())
+
+
+def test_nothing_is_drawn_over_the_question_of_another_program(tmp_path):
+    # What an OpenSSH client does about a host key: it asks on the terminal itself, while other hosts run.
+    script = tmp_path / "ask"
+    script.write_text("#!/bin/sh\nexec 3<>/dev/tty\nprintf 'really sure? ' >&3\nread x <&3\necho $x\n")
+    script.chmod(0o755)
+    text = f'''
+- hosts: all
+  gather_facts: false
+  strategy: churten.core.free
+  tasks:
+    - {{name: sleeps, command: "sleep {{{{ 4 if inventory_hostname == 'long' else 0.7 }}}}"}}
+    - {{name: asks, debug: {{msg: "said {{{{ lookup('pipe', '{script}') }}}}"}}, when: inventory_hostname == 'a'}}
+'''
+    answered = []
+
+    def react(terminal):
+        if answered or not any("really sure?" in line for line in terminal.lines()):
+            return None
+        answered.append(True)
+        time.sleep(1.2)  # some draws of the view
+        return b"yes\r"
+
+    terminal = shown(tmp_path, text, hosts="a,long,", react=react)
+    assert terminal.code == 0 and answered
+    before, _, after = terminal.text.partition(b"really sure? ")
+    assert b" active" in before and b'"msg": "said yes"' in after
+    assert after.partition(b"yes\r\n")[0].replace(b"\x1b[J", b"") == b"", after[:500]
+    assert b" active" in after, "it comes back"
+    assert not heads(terminal.lines())
+
+
+def test_who_asks_is_noticed(monkeypatch):
+    monkeypatch.setattr(asking, "_FRESH_S", 0)
+    master, slave = os.openpty()
+    try:
+        is_asked = asking.Asking(slave)
+        assert not is_asked()
+        quiet = termios.tcgetattr(slave)
+        quiet[3] &= ~termios.ECHO
+        termios.tcsetattr(slave, termios.TCSANOW, quiet)
+        assert is_asked() and not asking.Asking(slave)(), "off from the beginning is nobody who asks"
+    finally:
+        os.close(master)
+        os.close(slave)
 
 
 def test_gone_after_ctrl_c(tmp_path):
