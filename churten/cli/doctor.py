@@ -22,12 +22,15 @@ DEADLINE_S = 180.0
 _FACTS = "gather_subset=!all,!min,python,user"
 _LOGGED = re.compile(r"^<[^>]*> (engine|churten): (.*)$", re.MULTILINE)
 _RESULT = re.compile(r"^(\S+) \| (SUCCESS|CHANGED|FAILED|UNREACHABLE)!? =>\s*(\{.*)", re.MULTILINE | re.DOTALL)
+_ANSWERED = re.compile(r"^(\S+) \| (SUCCESS|CHANGED|FAILED|UNREACHABLE)!? =>\s*(\{)", re.MULTILINE)
+_COMPLAINED = re.compile(r"^(?:\[(?:ERROR|WARNING)\]: |ERROR! |ansible: error: ).*$", re.MULTILINE)
 _EXIT_CODES = {"SUCCESS": 0, "CHANGED": 0, "FAILED": 2, "UNREACHABLE": 4}
 
 
 def add_parser(subparsers: t.Any) -> None:
     """Add `doctor` to the parser of the `churten` command."""
-    parser = subparsers.add_parser("doctor", help="how churten reaches a host, and which setting decided it")
+    usage = "churten doctor HOST [options of `ansible`: -i INVENTORY, -b, -e ...]"
+    parser = subparsers.add_parser("doctor", help="how churten reaches a host, and which setting decided it", usage=usage)
     parser.add_argument("host", metavar="HOST", help="one host of the inventory")
     parser.add_argument(
         "options", metavar="...", nargs=argparse.REMAINDER, help="options for `ansible`: -i INVENTORY, -b, --become-method, -e, ..."
@@ -44,7 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     found = _RESULT.search(text)
     if found is None:
-        print(f"churten doctor: `ansible` gave no result for {arguments.host}:\n{text.strip()[-2000:]}", file=sys.stderr)
+        print(f"churten doctor: `ansible` gave no result for {arguments.host}. {why_not(text)}", file=sys.stderr)
+        return 1
+    names = sorted({name for name, _status, _json in _ANSWERED.findall(text)})
+    if len(names) > 1:
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        print(f"churten doctor: {arguments.host} means {len(names)} hosts ({some}): name one.", file=sys.stderr)
         return 1
     for name, value in report(found[2], result_of(found[3]), _LOGGED.findall(text[: found.start()])):
         print(f"{name:<12} {value}")
@@ -72,6 +80,16 @@ def ask(host: str, options: list[str]) -> str:
     return done.stdout
 
 
+def why_not(text: str) -> str:
+    """What `ansible` says about why it did nothing, without the rest that -vvvv makes it say."""
+    said = [" ".join(match.split()) for match in _COMPLAINED.findall(text)]
+    if not said:
+        return f"It said:\n{text.strip()[-2000:]}"
+    if "Could not match supplied host pattern" in text:
+        said.append("Name a host of the inventory, and the inventory after it: churten doctor HOST -i INVENTORY.")
+    return "It said:\n" + "\n".join(dict.fromkeys(said))
+
+
 def result_of(text: str) -> dict[str, t.Any]:
     """The JSON object at the beginning of `text`."""
     try:
@@ -94,6 +112,8 @@ def report(status: str, result: dict[str, t.Any], logged: list[tuple[str, str]])
         way = {"libssh": "libssh", "ssh": "an OpenSSH client process", "local": "a local process"}.get(runs[-1][2], runs[-1][2])
         yield "transport", way + (f", because: {reasons[-1]}" if reasons else "")
         yield "modules", "in a warm agent" + (" of the become account" if runs[-1][1] != "0" else "")
+    elif status in ("FAILED", "UNREACHABLE") and engine.startswith("fiber") and not stock:
+        yield "transport", "none: nothing ran on the host"
     else:
         yield "transport", "the built-in connection plugin" + (f", because: {stock[-1]}" if stock else "")
         yield "modules", "the stock way"

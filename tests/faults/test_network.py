@@ -17,6 +17,7 @@ from lossy import Lossy
 from sshds import SSHD, children, free_port, key_agent, keygen, kill
 from talking import (
     ACCEPTED,
+    CLOSE,
     DATA,
     END,
     EXIT,
@@ -414,6 +415,30 @@ def test_dropped_exactly_when_it_is_used_again(own_pool, far, top):
             assert not mark.exists()
         assert not mark.exists() or mark.read_text() == "x\n"
     assert len(answers) == 30 * FACTOR
+
+
+@pytest.mark.row("A15")
+def test_a_channel_on_a_session_that_has_just_died(own_pool, far, top):
+    """Commands without an agent open a channel each: on a dead session that fails at once, as not begun or as lost, and ran no more than once."""
+    talk = own_pool.talk()
+    for n in range(10 * FACTOR):
+        mark = top / f"channel-{n}"
+        assert talk.final(far.open(talk)).type == OPENED
+        victims = children(far.server.process.pid)
+        requests = [far.raw(talk, f"echo x >> {mark}-{i}; echo fine") for i in range(n % 3)]
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002 * (n % 5))
+        requests += [far.raw(talk, f"echo x >> {mark}-{i}; echo fine") for i in range(n % 3, 5)]
+        for i, request in enumerate(requests):
+            got = talk.until(lambda f, request=request: f.request == request and f.type in (EXIT, FAILED))
+            if got.type == FAILED:
+                cls, _, words, started = failure(talk, got)
+                assert cls in ("unreachable", "reset") and words, got
+                assert started == "1" or not Path(f"{mark}-{i}").exists()
+        assert all(path.read_text() == "x\n" for path in top.glob(f"channel-{n}-*"))
+        talk.send(CLOSE, 1, 0, body=b"", request=0)
 
 
 # --- A16, A17: limits of the server ---

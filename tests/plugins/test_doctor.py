@@ -52,11 +52,21 @@ def test_become(doctor, lab):
 def test_an_unreachable_host(doctor):
     code, lines = doctor("-e", "ansible_port=1")
     assert code == 4 and lines["result"].startswith("unreachable: ") and "refused" in lines["problem"]
+    assert lines["transport"] in ("libssh", "none: nothing ran on the host")
 
 
 def test_a_host_that_is_not_there(doctor, capsys):
     assert main(["doctor", "nosuchhost", "-i", "localhost,"]) == 1
-    assert "no result for nosuchhost" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no result for nosuchhost" in said and "ignoring: nosuchhost" in said and "HOST -i INVENTORY" in said
+    assert len(said.splitlines()) < 10  # and not what -vvvv says
+
+
+def test_more_than_one_host(lab, collections, pool_dir, monkeypatch, capsys):
+    monkeypatch.setenv("ANSIBLE_CONFIG", str(lab.ansible_cfg))
+    monkeypatch.setenv("ANSIBLE_COLLECTIONS_PATH", collections)
+    assert main(["doctor", "lab001:lab002", "-i", str(lab.inventory)]) == 1
+    assert capsys.readouterr().err == "churten doctor: lab001:lab002 means 2 hosts (lab001, lab002): name one.\n"
 
 
 @pytest.mark.parametrize(
