@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Actions whose requests go out ahead (churten/compat/chains.py), over lab hosts: round trips, full disks, connections that break amid a chain.
+
+What results they have is in the differential plays 85 and 86, what agents do with chains in tests/native/test_agent_chains.py.
+"""
+
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+
+import pytest
+from lab_plays import assert_same
+
+from churten.lab.chaos import Chaos
+
+WARM = """
+- hosts: lab001
+  gather_facts: false
+  tasks:
+    - {name: warm up, copy: {content: "0", dest: "{{ lab_dir }}/chain"}}
+    - {name: and again, copy: {content: "0", dest: "{{ lab_dir }}/chain"}}
+    - {name: and with rights, copy: {content: "0", dest: "{{ lab_dir }}/chain"}, become: true}
+    - {name: command, command: "true"}
+    - {name: changed copy, copy: {content: "1", dest: "{{ lab_dir }}/chain"}}
+    - {name: unchanged copy, copy: {content: "1", dest: "{{ lab_dir }}/chain"}}
+    - {name: changed template, template: {src: "{{ out }}/t.j2", dest: "{{ lab_dir }}/chained"}}
+    - {name: copy with rights, copy: {content: "2", dest: "{{ lab_dir }}/chain"}, become: true}
+    - {name: refused copy, copy: {content: "3", dest: "{{ lab_dir }}/chain", validate: "false %s"}, ignore_errors: true}
+    - {name: left, command: find .ansible/tmp -mindepth 1, args: {chdir: "~"}}
+"""
+FIBERS = {"ANSIBLE_STRATEGY": "churten.core.linear"}
+
+
+def test_round_trips(play, tmp_path):
+    """One to look, one to write."""
+    (tmp_path / "t.j2").write_text("{{ inventory_hostname }}\n")
+    waits = tmp_path / "waits"
+    env = {**FIBERS, "ANSIBLE_CALLBACKS_ENABLED": "churten_results,churten_waits", "CHURTEN_WAITS": str(waits)}
+    run = play(WARM, "ssh", env=env)
+    assert run.rc == 0, run.text
+    counted = dict(json.loads(line) for line in waits.read_text().splitlines())
+    expected = {"command": 1, "changed copy": 2, "unchanged copy": 2, "changed template": 2, "copy with rights": 2, "refused copy": 2}
+    assert {name: counted[name] for name in expected} == expected
+    assert run.one("left")["result"]["stdout"] == ""
+    assert [line["task"] for line in run.results if line["status"] == "failed"] == ["refused copy"]
+
+
+FULL = """
+- hosts: lab001
+  gather_facts: false
+  tasks:
+    - {name: warm up, copy: {content: "0", dest: "{{ lab_dir }}/chain"}}
+    - {name: fits, copy: {src: "{{ out }}/small", dest: "{{ lab_dir }}/chain"}, vars: {ansible_remote_tmp: "{{ where }}/tmp"}, ignore_unreachable: true}
+    - {name: does not fit, copy: {src: "{{ out }}/big", dest: "{{ lab_dir }}/chain"}, vars: {ansible_remote_tmp: "{{ where }}/tmp"},
+       ignore_errors: true, ignore_unreachable: true}
+    - {name: left, shell: "ls -A {{ where }} {{ where }}/tmp 2>&1; cat {{ lab_dir }}/chain"}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small filesystem")
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_no_room_for_what_was_sent_ahead(play, lab, tmp_path, kind):
+    where = lab.dir / "hosts" / "lab001" / "ahead"
+    where.mkdir(exist_ok=True)
+    (tmp_path / "big").write_bytes(bytes(900_000))
+    (tmp_path / "small").write_text("small")
+    runs = []
+    for env in ({"ANSIBLE_STRATEGY": "linear"}, FIBERS):
+        (lab.dir / "hosts" / "lab001" / "chain").unlink(missing_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k,mode=777", "tmpfs", str(where)], check=True)
+        try:
+            if kind == "read-only":
+                subprocess.run(["mount", "-o", "remount,ro", str(where)], check=True)
+            runs.append(play(FULL, "ssh", "-vvv", env=env, where=str(where)))
+        finally:
+            for _ in range(100):
+                if subprocess.run(["umount", str(where)], capture_output=True).returncode == 0:
+                    break
+                time.sleep(0.1)
+    for line in runs[0].results + runs[1].results:
+        line["result"]["msg"] = re.sub(r"copied, .*", "copied", str(line["result"].get("msg", "")))  # by dd, in so many seconds
+    assert_same(*runs)
+    assert "churten: once more, step by step" in runs[1].text
+
+
+CUT = """
+- hosts: lab001
+  gather_facts: false
+  tasks:
+    - {name: warm up, copy: {content: "0", dest: "{{ lab_dir }}/cut"}}
+    - name: cut
+      copy: {content: "1", dest: "{{ lab_dir }}/cut", validate: "sh -c 'echo x >> {{ lab_dir }}/count; until [ -e {{ lab_dir }}/go ]; do sleep 0.1; done' %s"}
+      ignore_unreachable: true
+    - {name: left, shell: "cat {{ lab_dir }}/count; find ~/.ansible/tmp -mindepth 1"}
+"""
+
+
+@pytest.mark.slow
+def test_a_connection_that_breaks_amid_a_chain(play, lab, tmp_path):
+    """The module runs once; the host is unreachable; nothing that was to follow is done behind the play's back."""
+    host = next(host for host in lab.hosts if host.name == "lab001")
+    folder = lab.dir / "hosts" / "lab001"
+    known = lab.dir / "known_hosts"
+    with Chaos((host.address, host.port), host.address) as proxy:
+        inventory = tmp_path / "inventory"
+        text = lab.inventory.read_text()
+        inventory.write_text(text.replace(f"ansible_port={host.port} lab_dir={folder}\n", f"ansible_port={proxy.port} lab_dir={folder}\n"))
+        old = known.read_text()
+        known.write_text(old.replace(f"[{host.address}]:{host.port} ", f"[{host.address}]:{proxy.port} ") + old)
+
+        def cut():
+            deadline = time.monotonic() + 60
+            while not (folder / "count").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            for link in list(proxy.links):
+                link.reset()
+            (folder / "go").touch()
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        try:
+            run = play(CUT, "ssh", "-vvv", env=FIBERS, inventory=str(inventory))
+        finally:
+            thread.join()
+            known.write_text(old)
+            for name in ("count", "go"):
+                (folder / name).unlink(missing_ok=True)
+    assert run.one("cut")["status"] == "unreachable", run.text[-3000:]
+    assert run.one("left")["result"]["stdout_lines"] == ["x"], run.text[-3000:]
