@@ -77,7 +77,7 @@ def plain_templates() -> t.Iterator[None]:
         yield
         return
     stock: t.Any = _engine.TemplateEngine.template
-    default = _engine.TemplateMode.DEFAULT
+    default, stop_on_template = _engine.TemplateMode.DEFAULT, _engine.TemplateMode.STOP_ON_TEMPLATE
     const: t.Any = _jinja_bits._JinjaConstTemplate  # a tag that the engine takes off
 
     def template(
@@ -88,7 +88,7 @@ def plain_templates() -> t.Iterator[None]:
             no_template = "{" not in variable and variable[:1] != "#" and options.overrides is _PLAIN_OVERRIDES
             if no_template and (kind is str or const not in variable._ansible_tags_mapping):
                 return variable
-        elif kind in _EMPTY and not variable and mode is default and TemplateContext.current(optional=True) is None:
+        elif kind in _EMPTY and not variable and mode is not stop_on_template and TemplateContext.current(optional=True) is None:
             return kind()
         return stock(self, variable, options=options, mode=mode, lazy_options=lazy_options)
 
