@@ -118,6 +118,7 @@ LESS: dict[str, str] = {
     "A17": "PerSourcePenalties need OpenSSH 9.8: CHURTEN_SSHD_ROOT names the root of a system that has it (debootstrap), else that test is skipped",
     "A21": "one jump session for many targets is not what churten does: a ProxyJump goes through OpenSSH clients, as under stock, one per target",
     "B10": "SELinux, AppArmor and fapolicyd need a kernel with them; a denial is tried as unreadable /proc and /dev/shm, and as sudoers that refuse (D7)",
+    "C3": "a limit of 512 MB for one result: there is none, as under stock; the controller holds the whole result, the pool 1 MiB of it",
     "E4": "agents that die are no reason to end a run: each death is the end of its task, and the next task starts another",
     "E5": "a pool that stands still is noticed within 30 s, not 5: one that is busy with many logins on a loaded machine must not be taken for dead",
     "E10": "suspend and resume need a machine that sleeps; CLOCK_MONOTONIC does not count that time",
