@@ -1868,6 +1868,7 @@ class Agent:
             "magic", MAGIC_NUMBER.hex(),
             "pid", os.getpid(),
             "uid", os.getuid(),
+            "platform", sys.platform,
             "home", os.path.expanduser("~"),
             "hostname", os.uname().nodename,
             "interpreters", self.interpreters,

@@ -24,12 +24,7 @@ def ssh_arguments(connection: t.Any, host: str) -> tuple[tuple[str, ...], bool]:
     connection.control_path = None
     executable = connection.get_option("ssh_executable")
     argv = [to_text(word, errors="surrogate_or_strict") for word in connection._build_command(executable, "ssh")]
-    pipe = getattr(connection, "sshpass_pipe", None)
-    if pipe:
-        # Up to 2.21 the command starts with sshpass; the password travels in another way here.
-        for fd in pipe:
-            os.close(fd)
-        connection.sshpass_pipe = None
+    if close_password_pipe(connection):
         argv = argv[argv.index(executable) :]
     # Up to 2.18 ansible's own -v options become ssh's; they are no part of how to reach the host.
     return tuple(w for w in argv if not re.fullmatch("-v+", w)), connection.control_path is not None
@@ -53,6 +48,16 @@ class LaterParser:
 
     def __getattr__(self, name: str) -> t.Any:
         return getattr(self._parser, name)
+
+
+def close_password_pipe(connection: t.Any) -> bool:
+    """Up to 2.21 building the command opens a pipe to sshpass; the password travels in another way here. True if there was one."""
+    pipe = getattr(connection, "sshpass_pipe", None)
+    for fd in pipe or ():
+        os.close(fd)
+    if pipe:
+        connection.sshpass_pipe = None
+    return bool(pipe)
 
 
 class TerminalMemo:

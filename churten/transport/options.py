@@ -115,6 +115,7 @@ class Plan:
     spec: dict[str, str | list[str]]
     asks_tty: bool = False  # stock would ask a question (unknown host key, passphrase) that a person could answer
     digest: str = ""  # of the settings it was made of
+    farewell: str | None = None  # what ssh writes to stderr when a command on a terminal has ended; None: not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -428,10 +429,31 @@ def decide(request: Request, settings: Settings, base: Settings) -> Plan:
         mapper.client.insert(0, "churten_transport is ssh")
     digest = _digest(settings)
     if not mapper.client:
-        return Plan("libssh", [], spec, mapper.asks_tty, digest)
+        return Plan("libssh", [], spec, mapper.asks_tty, digest, farewell(settings, request.own_control_path))
     if request.password:
         return Plan("stock", [*mapper.client, "a password cannot be given to an OpenSSH client process"], spec)
     return Plan("ssh", mapper.client, _client_spec(request, spec, digest), mapper.asks_tty, digest)
+
+
+def farewell(settings: Settings, has_path: bool) -> str | None:
+    """What OpenSSH's client (9.x) writes to stderr when a command on a terminal has ended; None if these settings make it hard to tell.
+
+    has_path: Ansible adds a ControlPath, which is not among the settings.
+    """
+
+    def one(name: str) -> str:
+        return (settings.get(name) or [""])[0].lower()
+
+    if one("loglevel") in ("quiet", "fatal", "error"):
+        return ""
+    if one("loglevel") != "info" or not one("hostname"):
+        return None
+    has_path = has_path or one("controlpath") not in ("", "none")
+    if one("controlmaster") in ("auto", "yes", "true") and one("controlpersist") not in ("", *_FALSE) and has_path:
+        return f"Shared connection to {settings['hostname'][0]} closed.\r\n"
+    if one("controlmaster") in ("", *_FALSE) and not has_path:
+        return f"Connection to {settings['hostname'][0]} closed.\r\n"
+    return None
 
 
 _LOCAL_ENV = re.compile(

@@ -7,14 +7,15 @@ import re
 import typing as t
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible.module_utils.common.text.converters import to_native
+from ansible.module_utils.common.text.converters import to_bytes, to_native
 from ansible.plugins.connection.ssh import Connection as StockConnection
 from ansible.utils.display import Display
 
 from churten import waiting
 from churten.compat import connection as core
+from churten.compat import terminal
 from churten.transport import options, pool
-from churten.transport.warm import RemoteFiles, Result, Route, Stock, WarmConnection
+from churten.transport.warm import RemoteFiles, Result, Route, Stock, WarmConnection, changes_accounts
 
 display = Display()
 
@@ -22,7 +23,7 @@ REQUESTS_KEPT = 20_000
 _requests: dict[tuple[object, ...], options.Request] = {}
 
 
-class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, core.OwnVariables, StockConnection):  # type: ignore[has-type]
+class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, terminal.GivenResult, core.OwnVariables, StockConnection):  # type: ignore[has-type]
     """See `plugins/connection/ssh.py`."""
 
     transport = "ssh"  # action plugins ask for this name
@@ -91,18 +92,47 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, core.OwnVari
     def _may_ask(self, failure: pool.PoolFailure) -> bool:
         return self._plan.asks_tty and has_terminal()
 
-    def _check_terminal(self, cmd: str) -> None:
-        if core.option(self, "use_tty", True):
-            raise Stock("the built-in plugin gives it a terminal")
+    def _wants_terminal(self) -> bool:
+        return bool(core.option(self, "use_tty", True))
 
-    def _start_job(self, route: Route, cmd: str) -> Result:
-        """With `use_tty` on a terminal: the same requests to the same sshd, which makes the terminal, its environment and its records."""
-        if not core.option(self, "use_tty", True):
-            return super()._start_job(route, cmd)
-        if route.transport != "libssh" or any(item.startswith("TERM=") for item in route.spec.get("env", ())):
-            raise Stock("a job is started on a terminal")
-        rc, out, err = self._on_terminal(route, cmd, os.environ.get("TERM", ""))
-        return rc, out, err + f"Shared connection to {route.spec['host']} closed.\r\n".encode()
+    def _run_on_terminal(self, route: Route, cmd: str) -> Result:
+        farewell = self._plan.farewell
+        if route.transport != "libssh" or farewell is None or terminal.is_ssh_verbose(self):
+            raise Stock("the built-in plugin gives it a terminal")
+        if any(item.startswith("TERM=") for item in route.spec.get("env", ())):
+            raise Stock("TERM is sent twice")
+        self._settle()
+        client, session = self._open(route)
+        agent = self._command_agent(route, client, session)
+        if agent == pool.NO_AGENT or client.started(session, agent).get("platform") != "linux":
+            # Modes travel with the request for a terminal; libssh 0.10 sends none. Linux makes the ones a controller would send.
+            raise Stock("a terminal, and the target is not known to be Linux")
+        if changes_accounts("", to_bytes(cmd, errors="surrogate_or_strict")):
+            client.end_agents(session, agent)
+        said = "(hidden by no_log)" if core.no_log(self) else cmd
+        self._log(3, f"churten: EXEC on a terminal ({route.transport}): {said}")
+        body = [cmd, f"TERM={os.environ.get('TERM', '')}", "0", "terminal", "login"]
+        try:
+            reply = client.call(pool.EXEC, session, pool.NO_AGENT, body)
+        except pool.PoolFailure as failure:
+            if failure.cls == "unsupported" and not failure.started:
+                raise Stock(f"no terminal: {failure.message}") from failure
+            raise
+        # Whatever ends a command but its own exit is 255 for ssh.
+        rc = reply.rc if reply.rc >= 0 else 255
+        self._log(3, f"churten: rc={rc} stdout={len(reply.stdout)} bytes, {reply.run_us} us")
+        return self._as_stock(cmd, (rc, reply.stdout, reply.stderr + farewell.encode()))
+
+    def _as_stock(self, cmd: str, result: Result) -> Result:
+        """The built-in plugin's judgement of what its client would have brought: retries, become, 255."""
+        stock = super(WarmConnection, self).exec_command
+        self.given = result
+
+        def judge() -> Result:
+            return t.cast(Result, stock(cmd, in_data=None, sudoable=True))
+
+        # 255 may make it try again, with a client of its own.
+        return waiting.blocking(judge) if result[0] == 255 else judge()
 
     def _unreachable(self, failure: pool.PoolFailure, in_data: bytes | None) -> Exception:
         text = ssh_words(failure, self._plan.spec)

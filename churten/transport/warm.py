@@ -162,16 +162,9 @@ class WarmConnection:
                 return lambda route: self._run_module(route, module, command, cmd, t.cast(bytes, in_data))
         if is_become:
             return self._become_work(cmd, in_data)
-        if not in_data and sudoable:
-            if _STARTS_A_JOB.search(cmd):
-                return lambda route: self._start_job(route, cmd)
-            self._check_terminal(cmd)
+        if not in_data and sudoable and self._wants_terminal():
+            return lambda route: self._run_on_terminal(route, cmd)
         return lambda route: self._run_command(route, cmd, in_data)
-
-    def _start_job(self, route: Route, cmd: str) -> Result:
-        """Start an asynchronous job as the built-in plugin does."""
-        self._check_terminal(cmd)
-        return self._run_command(route, cmd, None)
 
     def _check_become(self, command: payload.Command) -> None:
         if command.become is None:
@@ -186,8 +179,8 @@ class WarmConnection:
         become = self.become  # type: ignore[attr-defined]
         if not core.is_sudo(self) or become.expect_prompt():
             raise Stock("a become command that may ask for a password")
-        if not in_data:
-            self._check_terminal(cmd)
+        if not in_data and self._wants_terminal():
+            return lambda route: self._run_on_terminal(route, cmd)
         return lambda route: self._become_result(self._run_command(route, cmd, in_data))
 
     def _become_result(self, result: Result) -> Result:
@@ -206,8 +199,13 @@ class WarmConnection:
                 raise AnsibleError(f"Missing {name} password")
         return result
 
-    def _check_terminal(self, cmd: str) -> None:
-        """Raises Stock if the built-in plugin would give `cmd` a terminal."""
+    def _wants_terminal(self) -> bool:
+        """Whether the built-in plugin would give a command without input a terminal."""
+        return False
+
+    def _run_on_terminal(self, route: Route, cmd: str) -> Result:
+        """Run `cmd` on a terminal, as the built-in plugin does; raises Stock."""
+        raise Stock("the built-in plugin gives it a terminal")
 
     # --- requests ---
 
@@ -484,21 +482,6 @@ class WarmConnection:
         )
         return rc, reply.stdout, reply.stderr
 
-    def _on_terminal(self, route: Route, cmd: str, term: str) -> Result:
-        """Run `cmd` on a terminal of the server's, which has the size 0 by 0 as one that `ssh -tt` asks for without having one."""
-        self._settle()
-        client, session = self._open(route)
-        said = "(hidden by no_log)" if core.no_log(self) else cmd
-        self._log(3, f"churten: EXEC on a terminal ({route.transport}): {said}")
-        try:
-            reply = client.call(pool.EXEC, session, pool.NO_AGENT, [cmd, f"TERM={term}", "0", "terminal", "login"])
-        except pool.PoolFailure as failure:
-            if failure.cls != "unsupported" or failure.started:
-                raise
-            # No terminals there, or no further channel: ssh has its own way with that.
-            raise Stock(f"no terminal: {failure.message}") from failure
-        return self._result(reply)
-
     # --- words ---
 
     def _log(self, level: int, text: str) -> None:
@@ -672,9 +655,6 @@ class LateFile:
         with open(os.open(self.path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), "wb") as old:
             shutil.copyfileobj(file, old, 1 << 20)
 
-
-# The end of the command with which core starts a job. It is sent as it is; this only tells it from commands whose output on a terminal a play can see.
-_STARTS_A_JOB = re.compile(r"/async_wrapper\.py j\d+ \d+ \S+ \S+( -preserve_tmp)?( && sleep 0)?'\Z")
 
 _ACCOUNT_TOOLS = re.compile(rb"\b(?:userdel|usermod|deluser)\b")
 

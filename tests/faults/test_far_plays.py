@@ -226,6 +226,15 @@ def test_a_server_without_sessions(play, top, tmp_path):
         made.stop()
 
 
+def test_a_server_without_terminals(compare, top):
+    made = Far(top, "127.0.0.89", "PermitTTY no\n")
+    try:
+        _, ours = compare(tasks("name: one\nraw: tty"), made.line("plain"), rc=None, env={"ANSIBLE_VERBOSITY": "3"})
+        assert "no terminal: PTY allocation request failed" in ours.text
+    finally:
+        made.stop()
+
+
 # --- A20 ---
 
 

@@ -17,12 +17,14 @@ from lossy import Lossy
 from sshds import SSHD, children, free_port, key_agent, keygen, kill
 from talking import (
     ACCEPTED,
+    CANCEL,
     CLOSE,
     DATA,
     END,
     EXIT,
     FAILED,
     FETCH,
+    NO_AGENT,
     OPEN,
     OPENED,
     PUT,
@@ -454,6 +456,27 @@ def test_everything_through_the_one_session_a_server_allows(own_pool, top):
         cls, _, words, started = talk.failed(far.raw(talk, "echo one more"))
         assert ((cls, started) == ("unsupported", "0") and "refused" in words) or "open failed" in words
         assert talk.result(talk.exec("echo fine"))[1] == b"fine\n"
+
+
+def test_commands_on_a_terminal(own_pool, top):
+    with sshd(top, "127.0.0.84", "") as far:
+        talk = own_pool.talk()
+        far.begin(talk)
+        command = 'tty | sed s/[0-9]*$//; echo "$TERM"; stty size; echo err >&2; exit 4'
+        assert talk.result(talk.exec(command, agent=NO_AGENT, terminal="vt52"))[:2] == (4, b"/dev/pts/\r\nvt52\r\n0 0\r\nerr\r\n")
+        # Its input stays open, and closing the channel hangs it up.
+        request = talk.exec("echo $$; exec cat", agent=NO_AGENT, terminal="")
+        pid = int(talk.until(lambda f: f.request == request and f.type == DATA).body)
+        assert talk.result(talk.exec("sleep 0.5; echo fine"))[1] == b"fine\n"
+        assert Path(f"/proc/{pid}").exists()
+        talk.send(CANCEL, agent=NO_AGENT, request=request, body=b"")
+        assert talk.result(request)[0] == -1
+        wait_for(lambda: gone(pid))
+    with sshd(top, "127.0.0.84", "PermitTTY no\n") as far:
+        talk = own_pool.talk()
+        far.begin(talk)
+        cls, _, words, started = talk.failed(talk.exec("echo ran", agent=NO_AGENT, terminal="vt52"))
+        assert (cls, started) == ("unsupported", "0") and "PTY allocation request failed" in words
 
 
 @pytest.mark.row("A17")

@@ -95,8 +95,9 @@ class Talk:
         assert started.type == STARTED, started
         return as_map(started.body)
 
-    def exec(self, command, session=1, agent=0, stdin="null", timeout_ms=0):
-        return self.send(EXEC, session, agent, [command, "", str(timeout_ms), stdin, "login"])
+    def exec(self, command, session=1, agent=0, stdin="null", timeout_ms=0, terminal=None):
+        env, stdin = ("", stdin) if terminal is None else (f"TERM={terminal}", "terminal")
+        return self.send(EXEC, session, agent, [command, env, str(timeout_ms), stdin, "login"])
 
     def run(self, key, session=1, agent=0):
         return self.send(RUN, session, agent, [key, "ansible.builtin.ping", "{}", "", "", "0", "0", "219", "", ""])

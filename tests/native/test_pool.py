@@ -512,6 +512,14 @@ def test_exec_channel(pool):
     assert talk.result(talk.exec("cat", agent=NO_AGENT))[1] == b""
 
 
+def test_exec_channel_without_a_terminal_to_give(pool):
+    talk = pool.talk()
+    talk.open()
+    got = talk.failed(talk.exec("echo ran", agent=NO_AGENT, terminal="dumb"))
+    assert (got[0], got[3]) == ("unsupported", "0")
+    assert talk.result(talk.exec("echo fine", agent=NO_AGENT))[1] == b"fine\n"
+
+
 def test_exec_channel_stdin(pool):
     talk = pool.talk()
     talk.open()

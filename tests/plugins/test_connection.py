@@ -235,7 +235,16 @@ RAW = tasks(r"""
 
 
 def test_raw(same):
-    same(RAW)
+    _stock, ours = same(RAW)
+    assert ours.text.count("churten: EXEC on a terminal") == 3, ours.text[-6000:]
+    assert "the stock way" not in ours.text
+
+
+@pytest.mark.parametrize("setting", ["-o LogLevel=VERBOSE", "-o ControlMaster=auto -o ControlPersist=no", "-o ForwardAgent=yes"])
+def test_a_terminal_whose_farewell_is_not_known(play, setting):
+    run = play(tasks("- raw: tty >/dev/null && echo terminal\n  name: t"), "churten.core.ssh", "-vvv", ansible_ssh_args=setting)
+    assert run.one("t")["result"]["stdout"] == "terminal\r\n"
+    assert "EXEC on a terminal" not in run.text and "the built-in plugin gives it a terminal" in run.text
 
 
 LINKS = """
