@@ -90,7 +90,7 @@ class Soak:
         processes = self.lab.processes()
         agents = [pid for pid in processes if "python" in procs.command_line(pid).split(" ")[0]]
         own = pwd.getpwnam(self.lab.account).pw_uid
-        temporary = sum(entry.stat(follow_symlinks=False).st_uid == own for folder in ("/tmp", "/var/tmp") for entry in os.scandir(folder))
+        temporary = sum(owner(entry) == own for folder in ("/tmp", "/var/tmp") for entry in os.scandir(folder))
         return {
             "pool KiB": pss_kb(pool),
             "pool descriptors": len(os.listdir(f"/proc/{pool}/fd")),
@@ -104,6 +104,14 @@ class Soak:
         words = [sys.executable, "-m", "churten.cli.main", "pool", "stop"]
         subprocess.run(words, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         self.lab.down()
+
+
+def owner(entry: os.DirEntry[str]) -> int:
+    """The user id of a file's owner; -1 if it has gone since it was listed: others use these folders, too."""
+    try:
+        return entry.stat(follow_symlinks=False).st_uid
+    except FileNotFoundError:
+        return -1
 
 
 def main() -> int:
