@@ -193,7 +193,7 @@ def efficiency(columns: Columns) -> float | None:
     return columns.busy_s / (columns.slots * columns.wall_s)
 
 
-def active(columns: Columns) -> list[tuple[float, int]]:
+def active(columns: Columns) -> t.Iterator[tuple[float, int]]:
     """(second, tasks running from then on), one pair per change, to the millisecond (coarser in a run of over 17 minutes)."""
     bins = 1 << 20
     width = max(0.001, columns.wall_s / (bins - 2))
@@ -202,12 +202,12 @@ def active(columns: Columns) -> list[tuple[float, int]]:
         change[int(max(0.0, at) / width)] += 1
         # A little earlier: a task that begins when another ends does not run beside it.
         change[int(max(at, 0.0, end - 1e-5) / width)] -= 1
-    found, running = [(0.0, 0)], 0
+    running = 0
+    yield 0.0, 0
     for number, step in enumerate(change):  # changes within one bin cancel out
         if step:
             running += step
-            found.append((number * width, running))
-    return found
+            yield number * width, running
 
 
 def peak(columns: Columns) -> tuple[int, int]:

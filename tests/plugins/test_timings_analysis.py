@@ -151,7 +151,7 @@ def test_throughput_adds_up(capsys, logs, strategy):
 
 def test_how_many_ran(tmp_path):
     found = known(tmp_path / "t", *(result_line(ONE, f"h{n}", "a", n * 0.5, 1.0) for n in range(4)))
-    changes = analysis.active(found)
+    changes = list(analysis.active(found))
     assert changes[0] == (0.0, 0) and changes[-1][1] == 0 and max(number for _, number in changes) == 2
     most, i = analysis.peak(found)
     assert most == 2 and found.hosts[found.host[i]] in ("h1", "h2", "h3")
