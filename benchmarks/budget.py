@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the CPU time of a churten run goes: controller, pool, sshd, agents, modules.
+
+    benchmarks/budget.py [--hosts 20] [--repeat 3] [--strategy churten.core.free] [--playbook playbooks/cmd20.yml]
+
+The play runs on lab hosts cold (no session, no agent) and then warm (what the first run left); after each run the CPU time of every process of the hosts
+and of the pool is read from /proc while they live. Prints medians in ms per host-task. `agents` is what the agents themselves use, with the fork of each
+child; `modules` is what their children use, until they have ended; `sshd` is all of the login, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from harness import end_leftovers, recap, run
+from scenario import World
+from surroundings import hosts
+
+import churten
+from churten.lab import procs
+
+HERE = Path(__file__).resolve().parent
+TICK = os.sysconf("SC_CLK_TCK")
+PARTS = ("controller", "pool", "sshd", "agents", "modules", "other")
+TIMEOUT = 600.0
+
+
+def stat(pid: int) -> tuple[int, float, float] | None:
+    """Parent, CPU seconds of the process itself, and of the children it has waited for; None if it has gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    utime, stime, cutime, cstime = (int(field) / TICK for field in fields[11:15])
+    return int(fields[1]), utime + stime, cutime + cstime
+
+
+def snapshot(listeners: set[int], pool_dir: Path) -> dict[str, float]:
+    """CPU seconds so far of everything below the hosts' sshd, and of the pool."""
+    found = {int(name): known for name in os.listdir("/proc") if name.isdigit() and (known := stat(int(name)))}
+    below = set(listeners)
+    while more := {pid for pid, (parent, _, _) in found.items() if parent in below} - below:
+        below |= more
+    spent = dict.fromkeys(PARTS, 0.0)
+    for pid, (_, own, children) in found.items():
+        line = procs.command_line(pid)
+        if pid not in below:
+            spent["pool"] += own if f"churten-pool --dir {pool_dir}" in line else 0.0
+        elif "sshd" in line:
+            spent["sshd"] += own + children
+        elif "python" in line:
+            spent["agents"] += own
+            spent["modules"] += children
+        else:
+            spent["other"] += own + children
+    return spent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--strategy", default="churten.core.free")
+    parser.add_argument("--playbook", type=Path, default=HERE / "playbooks" / "cmd20.yml")
+    given = parser.parse_args()
+    base = Path(tempfile.mkdtemp(prefix="chb-", dir="/var/tmp"))
+    base.chmod(0o755)
+    seen: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    tasks = 0
+    # As in run.py: pip compiles what it installs.
+    compileall.compile_dir(Path(churten.__file__).parent, quiet=1)
+    try:
+        with hosts(base, given.hosts, World()) as world:
+            listeners = {host.pid for host in world.lab.hosts}
+            for turn in range(given.repeat):
+                pool_dir = base / f"pool{turn}"
+                pool_dir.mkdir(mode=0o700)
+                keep = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "CHURTEN_"))}
+                env = {
+                    **keep,
+                    "ANSIBLE_CONFIG": str(world.lab.ansible_cfg),
+                    "ANSIBLE_FORKS": str(given.hosts),
+                    "ANSIBLE_STRATEGY": given.strategy,
+                    "CHURTEN_POOL_DIR": str(pool_dir),
+                }
+                command = [str(Path(sys.executable).with_name("ansible-playbook")), str(given.playbook)]
+                for lines in seen.values():
+                    before = snapshot(listeners, pool_dir)
+                    measure = run(command, env, base / "log", TIMEOUT, True)
+                    if measure.code != 0:
+                        raise SystemExit(f"budget: the play failed: {measure.output[-2000:]}")
+                    after = snapshot(listeners, pool_dir)
+                    tasks = sum(int(counts.split()[0].partition("=")[2]) for counts in recap(measure.output).values())
+                    lines.append({part: after[part] - before[part] for part in PARTS} | {"controller": measure.controller_cpu, "wall": measure.wall})
+                end_leftovers()
+    finally:
+        end_leftovers()
+        shutil.rmtree(base, ignore_errors=True)
+    cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout.strip()
+    print(f"{given.playbook.name}, {given.hosts} hosts, {tasks} host-tasks, {given.strategy}, {cores} cores; CPU ms per host-task, median of {given.repeat}\n")
+    print(f"| | {' | '.join(PARTS)} | all | wall s |\n|---|{'---|' * (len(PARTS) + 2)}")
+    for name, lines in seen.items():
+        middle = {part: statistics.median(line[part] for line in lines) for part in (*PARTS, "wall")}
+        cells = [f"{middle[part] / tasks * 1000:.2f}" for part in PARTS]
+        print(f"| {name} | {' | '.join(cells)} | {sum(middle[part] for part in PARTS) / tasks * 1000:.2f} | {middle['wall']:.2f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
