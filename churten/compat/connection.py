@@ -33,7 +33,8 @@ def ssh_arguments(connection: t.Any, host: str) -> tuple[tuple[str, ...], bool]:
 class LaterParser:
     """An argparse.ArgumentParser that is made when it is first used for more than `add_argument`."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: t.Any) -> None:
+        self._settings = settings
         self._arguments: list[tuple[tuple[t.Any, ...], dict[str, t.Any]]] = []
 
     def add_argument(self, *args: t.Any, **kwargs: t.Any) -> None:
@@ -41,7 +42,7 @@ class LaterParser:
 
     @functools.cached_property
     def _parser(self) -> argparse.ArgumentParser:
-        parser = argparse.ArgumentParser()
+        parser = argparse.ArgumentParser(**self._settings)
         for args, kwargs in self._arguments:
             parser.add_argument(*args, **kwargs)
         return parser
@@ -88,7 +89,7 @@ class TerminalMemo:
         return known
 
 
-_LATER = types.SimpleNamespace(ArgumentParser=LaterParser)
+_LATER = types.SimpleNamespace(**{**argparse.__dict__, "ArgumentParser": LaterParser})
 _asks_for_terminal: dict[tuple[str | None, ...], bool] = {}
 
 

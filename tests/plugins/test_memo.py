@@ -11,13 +11,29 @@ from churten.compat.memo import SettingMemo, remembered_settings
 
 
 def test_a_parser_made_later_parses_the_same():
-    parsers = [argparse.ArgumentParser(), LaterParser()]
+    parsers = [argparse.ArgumentParser(exit_on_error=False), LaterParser(exit_on_error=False)]
     for parser in parsers:
         parser.add_argument("-t", action="count")
         parser.add_argument("-o", action="append")
     for words in ([], ["-tt", "-o", "RequestTTY=yes", "-C"], ["-o", "a", "-o", "b", "x"], ["-t"]):
         stock, ours = (parser.parse_known_args(words) for parser in parsers)
         assert ours == stock
+    for parser in parsers:
+        with pytest.raises(argparse.ArgumentError):
+            parser.parse_known_args(["-o"])
+
+
+@pytest.mark.skipif(not hasattr(ssh_plugin, "argparse"), reason="earlier lines need no parser")
+def test_the_built_in_connection_of_this_core_can_be_made():
+    """Each line gives its parser other arguments."""
+
+    class Ours(TerminalMemo, ssh_plugin.Connection):
+        pass
+
+    from ansible.playbook.play_context import PlayContext
+
+    ours = Ours(PlayContext(), None)
+    assert type(ours._tty_parser) is LaterParser
 
 
 @pytest.mark.skipif(not hasattr(ssh_plugin, "argparse"), reason="earlier lines need no parser")
