@@ -67,10 +67,12 @@ class Stamps:
     def request(self, begin: float, sent: float, end: float, ran: float) -> None:
         """One request: connecting until `sent`, then remote work until `end`."""
         self.seen = True
-        if self.connect_begin is None:
-            self.connect_begin = begin
-        self.connect_end = sent
-        self.connect_s += max(0.0, sent - begin)
+        # A request may go out before the wait for its session or agent is over: what of the two overlaps is connecting, and counts once.
+        known = begin if self.connect_end is None else self.connect_end
+        sent = min(max(sent, known), end)
+        self.connect_begin = begin if self.connect_begin is None else min(self.connect_begin, begin)
+        self.connect_end = max(sent, known)
+        self.connect_s += max(0.0, sent - max(begin, known))
         if end > sent:
             if self.remote_begin is None:
                 self.remote_begin = sent

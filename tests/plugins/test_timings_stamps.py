@@ -120,3 +120,13 @@ def test_stamps(case):
     assert "canary" not in json.dumps(lines)
     local = of(lines, "result", task="local")[0]
     assert local["remote"] == (0 if local["engine"] == "fiber" else None)
+
+
+def test_a_request_that_is_sent_while_it_is_waited_for():
+    record = stamps.Stamps()
+    record.request(10.2, 10.5, 10.5, 0.0)  # the wait for the session, as the controller saw it
+    record.request(10.1, 10.3, 11.5, 0.9)  # the request went out when the session was there
+    assert (record.connect_begin, record.connect_end, record.sent, record.remote_begin, record.remote_end) == (10.1, 10.5, 10.5, 10.5, 11.5)
+    assert (record.connect_s, record.remote_s, record.ran_s) == pytest.approx((0.3, 1.0, 0.9))
+    record.request(12.0, 12.25, 13.0, 0.5)
+    assert (record.connect_s, record.remote_s, record.connect_end) == pytest.approx((0.55, 1.75, 12.25))
