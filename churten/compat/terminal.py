@@ -5,15 +5,18 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleError
+from ansible.utils.display import Display
 
 from churten.compat.connection import close_password_pipe
+
+display = Display()
 
 
 def is_ssh_verbose(connection: t.Any) -> bool:
     """Whether the built-in plugin would make ssh write about what it does."""
     if "verbosity" in connection._options:
         return bool(connection.get_option("verbosity"))
-    return bool(connection._play_context.verbosity > 3)  # up to 2.18
+    return display.verbosity > 3  # up to 2.18
 
 
 class GivenResult:
