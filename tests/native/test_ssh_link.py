@@ -239,7 +239,7 @@ def test_more_sessions_than_the_server_gives(top, link):
     server = Server(other, "127.0.0.73", "MaxSessions 1\n")
     try:
         link.known.write_text(server.host_line() + "\n")
-        report = link("sleep 0.3; echo first", "echo second", host=server.host, port=server.port, drop_ms=1500)
+        report = link("sleep 0.3; echo first", "echo second", host=server.host, port=server.port, drop_ms=6000)
         results = sorted(report.exit(i)[0] for i in range(2))
         assert results == [-1, 0]
         assert "channel open failed" in report.text
