@@ -11,13 +11,13 @@ import os
 import termios
 import time
 
-_FRESH_S = 0.1
+_FRESH_S = 0.02
 _PROCESSES_MAX = 200
 _LOCAL_FLAGS = 3  # in what tcgetattr answers
 
 
 class Asking:
-    """Called: whether somebody is asked on the terminal `fd`. Looks at most ten times a second; never raises."""
+    """Called: whether somebody is asked on the terminal `fd`. Looks anew after 20 ms; never raises."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

@@ -140,6 +140,7 @@ def test_nothing_is_drawn_while_somebody_is_asked(tmp_path, case, strategy):
     assert not heads(terminal.lines())
 
 
+@pytest.mark.slow
 def test_nothing_is_drawn_over_the_question_of_another_program(tmp_path):
     # What an OpenSSH client does about a host key: it asks on the terminal itself, while other hosts run.
     script = tmp_path / "ask"
