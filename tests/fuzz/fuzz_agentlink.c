@@ -29,11 +29,12 @@ static unsigned frames;
 
 /* link.c of the fuzzer: only one link there is. */
 int
-ch_chan_new(struct ch_link *link, const char *command,
+ch_chan_new(struct ch_link *link, const char *command, const char *term,
             const struct ch_chan_events *events, void *arg,
             struct ch_chan **out)
 {
     (void)link;
+    (void)term;
     (void)command;
     chan.events = events;
     chan.arg = arg;
