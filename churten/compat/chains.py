@@ -15,6 +15,7 @@ import typing as t
 
 from ansible import constants as C
 from ansible.plugins.action import assemble, copy, script, template, unarchive, uri
+from ansible.plugins.loader import action_loader
 
 from churten import waiting
 from churten.transport import chain as chains
@@ -22,32 +23,53 @@ from churten.transport import chain as chains
 from . import connection as core
 
 _FILES = frozenset({"ansible.modules.copy", "ansible.modules.file"})
-# The action's class, and after which modules it has nothing left to do but to remove its folder.
+# The action, and after which modules it has nothing left to do but to remove its folder.
 ACTIONS: dict[t.Any, frozenset[str]] = {
-    copy.ActionModule: _FILES,
-    template.ActionModule: _FILES,
-    assemble.ActionModule: _FILES | {"ansible.modules.assemble"},
-    unarchive.ActionModule: frozenset({"ansible.modules.unarchive"}),
-    uri.ActionModule: frozenset({"ansible.modules.uri"}),
-    script.ActionModule: frozenset(),
+    copy: _FILES,
+    template: _FILES,
+    assemble: _FILES | {"ansible.modules.assemble"},
+    unarchive: frozenset({"ansible.modules.unarchive"}),
+    uri: frozenset({"ansible.modules.uri"}),
+    script: frozenset(),
 }
+_classes: dict[t.Any, t.Any] = {}  # while active: the classes of these actions, and which action each is
 _PEEK = b'"_diff_peek": true'
 
 
 @contextlib.contextmanager
 def chained_actions() -> t.Iterator[None]:
     """While active, these actions send ahead what they can."""
-    stock = {action: action.run for action in ACTIONS}
-    walk = copy._walk_dirs
+    _classes.update(_loaded())
+    stock = {action: action.run for action in _classes}
+    walks = [run.__globals__ for action, run in stock.items() if _classes[action] is copy]
+    walk = [names["_walk_dirs"] for names in walks]
     for action, run in stock.items():
         action.run = _chained(action, run)
-    copy._walk_dirs = _noted(walk)
+    for names, one in zip(walks, walk, strict=True):
+        names["_walk_dirs"] = _noted(one)
     try:
         yield
     finally:
-        copy._walk_dirs = walk
+        for names, one in zip(walks, walk, strict=True):
+            names["_walk_dirs"] = one
         for action, run in stock.items():
             action.run = run
+        _classes.clear()
+
+
+def _loaded() -> dict[t.Any, t.Any]:
+    """The actions' classes. Core loads a plugin's file once for each way to name it; one of that name from elsewhere is not meant."""
+    found = {}
+    for plugin in ACTIONS:
+        known = plugin.ActionModule
+        name = plugin.__name__.rpartition(".")[2]
+        for shown in (name, f"ansible.builtin.{name}", f"ansible.legacy.{name}"):
+            loaded = action_loader.get(shown, class_only=True)
+            code = getattr(getattr(loaded, "run", None), "__code__", None)
+            if code is not None and code.co_filename == known.run.__code__.co_filename:
+                found[loaded] = plugin
+        found[known] = plugin
+    return found
 
 
 def _chained(action: t.Any, stock: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
@@ -75,7 +97,7 @@ def _may_chain(action: t.Any) -> bool:
         and core.is_posix_shell(connection)
         and action._is_pipelining_enabled("new", wrap_async=False)
         # Its parameters of a form would be changed inside.
-        and (type(action) is not uri.ActionModule or bool(action._task.args.get("src")))
+        and (_classes[type(action)] is not uri or bool(action._task.args.get("src")))
     )
 
 
@@ -155,7 +177,7 @@ def _noted(walk: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
 def _removal(action: t.Any, fqn: str, params: bytes) -> str | None:
     """The command with which core will remove the folder after this module; None if it may do something else before."""
     shell = action._connection._shell
-    if fqn not in ACTIONS[type(action)] or _PEEK in params or not action._should_remove_tmp_path(shell.tmpdir):
+    if fqn not in ACTIONS[_classes[type(action)]] or _PEEK in params or not action._should_remove_tmp_path(shell.tmpdir):
         return None
     executable = action._play_context.executable
     if not action._connection.allow_executable or not executable:

@@ -131,3 +131,19 @@ def test_a_connection_that_breaks_amid_a_chain(play, lab, tmp_path):
                 (folder / name).unlink(missing_ok=True)
     assert run.one("cut")["status"] == "unreachable", run.text[-3000:]
     assert run.one("left")["result"]["stdout_lines"] == ["x"], run.text[-3000:]
+
+
+def test_every_way_to_name_an_action_is_known():
+    from ansible.plugins.action import copy
+    from ansible.plugins.loader import action_loader, init_plugin_loader
+
+    from churten.compat import chains
+
+    init_plugin_loader()
+    found = chains._loaded()
+    for name in ("copy", "ansible.builtin.copy", "ansible.legacy.copy"):
+        assert found[action_loader.get(name, class_only=True)] is copy
+    stock = {action: action.run for action in found}
+    with chains.chained_actions():
+        assert all(action.run is not run for action, run in stock.items())
+    assert all(action.run is run for action, run in stock.items())
