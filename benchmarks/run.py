@@ -416,7 +416,7 @@ def main() -> int:
         raise SystemExit(f"bench: {error}") from error
     if given.readme:
         known_now = machine()
-        command = f"make bench SCENARIO={line.scenario.name} REPEAT={given.repeat}"
+        command = f"make bench SCENARIO={line.scenario.name} REPEAT={given.repeat}" + (f' ONLY="{",".join(only)}"' if only else "")
         caption = f"{line.scenario.title}: `{command}` on {known_now['machine']}, {known_now['date']};\n{known_now['versions']}; forks {line.scenario.forks}."
         report.write_readme(line.scenario.name, caption, report.table(line.scenario, line.results))
     return 1 if line.notes else 0

@@ -129,7 +129,10 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, terminal.Giv
         self.given = result
 
         def judge() -> Result:
-            return t.cast(Result, stock(cmd, in_data=None, sudoable=True))
+            try:
+                return t.cast(Result, stock(cmd, in_data=None, sudoable=True))
+            finally:
+                self.given = None  # it may have failed before it looked
 
         # 255 may make it try again, with a client of its own.
         return waiting.blocking(judge) if result[0] == 255 else judge()

@@ -98,3 +98,16 @@ def test_settings_that_are_looked_for_once():
         assert memo._known[name] is not None, name
     for name in ("DEFAULT_LOCAL_TMP", "INTERPRETER_PYTHON_FALLBACK_X"):  # one makes a directory, the other does not exist
         assert memo._learn(name) is None
+
+
+def test_what_one_command_brought_is_never_taken_for_another(monkeypatch):
+    from churten.transport.ssh import SshConnection, StockConnection
+
+    def refuses(self, cmd, **_):
+        raise ValueError(cmd)
+
+    monkeypatch.setattr(StockConnection, "exec_command", refuses)
+    ours = SshConnection.__new__(SshConnection)
+    with pytest.raises(ValueError):
+        ours._as_stock("x", (0, b"", b""))
+    assert ours.given is None
