@@ -527,6 +527,7 @@ class Ahead:
             self.forget()
         elif "subprocess" in sys.modules:
             spare_needless_forks()
+            spare_needless_waits()
 
     def allowed(self, library, name):
         parts = name.split(".")
@@ -619,6 +620,30 @@ def does_nothing(item):
         and "umask" in code.co_freevars
         and not item.__closure__[code.co_freevars.index("umask")].cell_contents
     )
+
+
+def spare_needless_waits():
+    """core's run_command asks twice whether its program has ended, and when that
+    ends between the two questions it waits a whole second in a selector with
+    nothing registered. The first such wait of a selector ends at once: then
+    run_command asks again, and hears what the second question would have said."""
+    basic = sys.modules.get("ansible.module_utils.basic")
+    real = getattr(basic, "selectors", None)
+    if not hasattr(real, "PollSelector") or hasattr(real, "waits_spared"):
+        return
+
+    class PollSelector(real.PollSelector):
+        spared = False
+
+        def select(self, timeout=None):
+            if not self.spared and not self.get_map():
+                self.spared = True
+                return []
+            return super().select(timeout)
+
+    ours = type(sys)(real.__name__)
+    vars(ours).update(vars(real), PollSelector=PollSelector, waits_spared=True)
+    basic.selectors = ours
 
 
 # ----------------------------------------------------- in the forked child

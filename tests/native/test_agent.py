@@ -407,6 +407,53 @@ except OSError as error:
     assert json.loads(done.stdout)["umask"][1].strip() == "0123"
 
 
+ENDS_BETWEEN_TWO_QUESTIONS = """
+class Popen(subprocess.Popen):
+    def poll(self):
+        if self.stdout.closed or not at_end(self.stdout) or not at_end(self.stderr):
+            return super().poll()
+        asked.append(self.pid)
+        if len(asked) == 1:
+            return None
+        self.wait()
+        return self.returncode
+
+def at_end(pipe):
+    return pipe.fileno() not in [key.fd for s in made for key in s.get_map().values()]
+
+class Selector(basic.selectors.PollSelector):
+    def __init__(self):
+        super().__init__()
+        made.append(self)
+
+    def select(self, timeout=None):
+        before = time.monotonic()
+        ready = super().select(timeout)
+        waited.append(bool(self.get_map()) or time.monotonic() - before < timeout)
+        return ready
+
+asked, made, waited = [], [], []
+basic.selectors.PollSelector = Selector
+subprocess.Popen = Popen
+result['ran'] = module.run_command(['/bin/sh', '-c', 'echo out; echo err >&2; exit 3'])
+result['asked'] = len(asked)
+result['waited'] = waited
+"""
+
+
+@pytest.mark.usefixtures("modern")
+def test_run_command_of_a_program_that_ends_between_two_questions(warm, python, custom):
+    """core's loop then waits for a second in a selector with nothing in it; not here."""
+    imports = "import subprocess, time\nfrom ansible.module_utils import basic"
+    wrapper = custom(ENDS_BETWEEN_TWO_QUESTIONS, imports)
+    stock = json.loads(wrapper.stock(python)[1])
+    ours = json.loads(warm.run(wrapper).stdout)
+    assert stock["ran"] == ours["ran"] == [3, "out\n", "err\n"]
+    assert stock["asked"] == ours["asked"] == 3
+    assert stock["waited"][-1] is False
+    assert ours["waited"][-1] is True
+
+
 def test_rlimit_nofile(agent, custom):
     wrapper = custom(
         "result['l'] = resource.getrlimit(resource.RLIMIT_NOFILE)", "import resource"
