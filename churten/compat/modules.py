@@ -14,8 +14,10 @@ import contextlib
 import contextvars
 import dataclasses
 import os
+import sys
 import typing as t
 
+import ansible.modules
 import ansible.plugins.action
 from ansible.executor import module_common
 
@@ -25,6 +27,12 @@ from churten.transport.payload import Module, ModuleCall, program
 _action: contextvars.ContextVar[t.Any] = contextvars.ContextVar("churten_action", default=None)
 # Core 2.18 and earlier give the first arguments of modify_module by position.
 _POSITIONAL = ("module_name", "module_path", "module_args", "templar")
+_STAT = ("ansible.legacy.stat", os.path.join(os.path.dirname(ansible.modules.__file__), "stat.py"))
+# What `_execute_remote_stat` asks the module for. These actions of core read of its answer whether the file exists, is a directory or a link, and its checksum;
+# for its type and attributes, which nobody reads, the module would run two programs (`file`, `lsattr`).
+_LOOK = frozenset({"path", "follow", "get_checksum", "get_size", "checksum_algorithm"})
+_LOOKERS = frozenset(os.path.join(os.path.dirname(ansible.plugins.action.__file__), f"{name}.py") for name in ("assemble", "copy", "fetch", "unarchive"))
+_UNREAD = {"get_mime": False, "get_attributes": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +66,8 @@ class ModuleBuilder(abc.ABC):
             return self._learn(key, kwargs)
         if known.source != _identity(key[1]) or not self.is_plain(kwargs):
             return self.stock(**kwargs)
+        if key[:2] == _STAT and _is_a_look(action, kwargs["module_args"]):
+            kwargs["module_args"] = kwargs["module_args"] | _UNREAD
         return self.light(known, kwargs)
 
     def _learn(self, key: tuple[str, str, str], kwargs: dict[str, t.Any]) -> t.Any:
@@ -97,6 +107,13 @@ def _goes_to_an_agent(action: t.Any) -> bool:
     if not getattr(action._connection, "takes_module_calls", False) or action._task.async_val:
         return False
     return bool(action._is_pipelining_enabled("new", wrap_async=False))
+
+
+def _is_a_look(action: t.Any, args: dict[str, t.Any]) -> bool:
+    """Whether one of core's own actions looks at a file."""
+    if getattr(sys.modules.get(type(action).__module__), "__file__", None) not in _LOOKERS:
+        return False
+    return {name for name in args if not name.startswith("_ansible_")} == _LOOK
 
 
 @contextlib.contextmanager

@@ -147,3 +147,59 @@ def test_every_way_to_name_an_action_is_known():
     with chains.chained_actions():
         assert all(action.run is not run for action, run in stock.items())
     assert all(action.run is run for action, run in stock.items())
+
+
+LOOKS = """
+- hosts: lab001
+  gather_facts: false
+  tasks:
+    - copy: {content: "0", dest: "{{ lab_dir }}/looked"}
+    - copy: {content: "0", dest: "{{ lab_dir }}/looked"}
+    - fetch: {src: "{{ lab_dir }}/looked", dest: "{{ out }}/fetched/", flat: true}
+    - {name: asked, stat: {path: "{{ lab_dir }}/looked"}, environment: {PATH: "{{ out }}/bin:/usr/bin:/bin"}}
+    - copy: {content: "0", dest: "{{ lab_dir }}/looked"}
+      environment: {PATH: "{{ out }}/bin:/usr/bin:/bin"}
+    - fetch: {src: "{{ lab_dir }}/looked", dest: "{{ out }}/fetched/", flat: true}
+      environment: {PATH: "{{ out }}/bin:/usr/bin:/bin"}
+"""
+
+
+def test_a_look_runs_no_programs(play, tmp_path):
+    """What copy and fetch want to know of a file needs neither `file` nor `lsattr`; a task that asks for their answers gets them."""
+    (tmp_path / "bin").mkdir()
+    for name in ("file", "lsattr"):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho {name} >> {tmp_path}/ran\nexec /usr/bin/{name} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "ran").touch()
+    (tmp_path / "ran").chmod(0o666)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    run = play(LOOKS, "ssh", env=FIBERS)
+    assert run.rc == 0, run.text
+    assert (tmp_path / "ran").read_text().split() == ["file", "lsattr"]
+    assert "attr_flags" in run.one("asked")["result"]["stat"]
+
+
+OWN_STAT = """
+import json
+from ansible.module_utils.basic import AnsibleModule
+module = AnsibleModule(argument_spec=dict(path={}, follow={}, get_checksum={}, checksum_algorithm={}, get_mime=dict(default="not said")))
+with open(module.params["path"] + ".stat", "a") as out:
+    out.write(module.params["get_mime"] + "\\n")
+module.exit_json(stat={"exists": False})
+"""
+STATS = """
+- hosts: lab001
+  gather_facts: false
+  tasks:
+    - {copy: {content: "{{ item }}", dest: "{{ lab_dir }}/own"}, loop: [a, b, c]}
+    - {name: said, command: "cat {{ lab_dir }}/own.stat"}
+"""
+
+
+def test_a_stat_of_somebody_elses_is_asked_as_ever(play, tmp_path):
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "stat.py").write_text(OWN_STAT)
+    run = play(STATS, "ssh", env=FIBERS)
+    assert run.rc == 0, run.text
+    assert run.one("said")["result"]["stdout_lines"] == ["not said"] * 3
