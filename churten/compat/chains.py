@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shlex
 import typing as t
 
+import ansible.plugins.action
 from ansible import constants as C
-from ansible.plugins.action import assemble, copy, script, template, unarchive, uri
-from ansible.plugins.loader import action_loader
+from ansible.plugins.action import ActionBase
 
 from churten import waiting
 from churten.transport import chain as chains
@@ -24,55 +25,68 @@ from . import connection as core
 
 _FILES = frozenset({"ansible.modules.copy", "ansible.modules.file"})
 # The action, and after which modules it has nothing left to do but to remove its folder.
-ACTIONS: dict[t.Any, frozenset[str]] = {
-    copy: _FILES,
-    template: _FILES,
-    assemble: _FILES | {"ansible.modules.assemble"},
-    unarchive: frozenset({"ansible.modules.unarchive"}),
-    uri: frozenset({"ansible.modules.uri"}),
-    script: frozenset(),
+ACTIONS: dict[str, frozenset[str]] = {
+    "copy": _FILES,
+    "template": _FILES,
+    "assemble": _FILES | {"ansible.modules.assemble"},
+    "unarchive": frozenset({"ansible.modules.unarchive"}),
+    "uri": frozenset({"ansible.modules.uri"}),
+    "script": frozenset(),
 }
-_classes: dict[t.Any, t.Any] = {}  # while active: the classes of these actions, and which action each is
 _PEEK = b'"_diff_peek": true'
+_CORE = os.path.realpath(os.path.dirname(ansible.plugins.action.__file__))
 
 
 @contextlib.contextmanager
 def chained_actions() -> t.Iterator[None]:
-    """While active, these actions send ahead what they can."""
-    _classes.update(_loaded())
-    stock = {action: action.run for action in _classes}
-    walks = [run.__globals__ for action, run in stock.items() if _classes[action] is copy]
-    walk = [names["_walk_dirs"] for names in walks]
-    for action, run in stock.items():
-        action.run = _chained(action, run)
-    for names, one in zip(walks, walk, strict=True):
-        names["_walk_dirs"] = _noted(one)
+    """While active, these actions send ahead what they can. Their classes are met when the first of their objects is made: importing them takes long."""
+    stock = ActionBase.__init__
+    met: dict[type, t.Callable[[], None]] = {}  # each class of an action, and how to undo what was done to it
+
+    @functools.wraps(stock)
+    def init(self: t.Any, *args: t.Any, **kwargs: t.Any) -> None:
+        stock(self, *args, **kwargs)
+        if type(self) not in met:
+            met[type(self)] = _meet(type(self))
+
+    ActionBase.__init__ = init  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for names, one in zip(walks, walk, strict=True):
-            names["_walk_dirs"] = one
-        for action, run in stock.items():
-            action.run = run
-        _classes.clear()
+        ActionBase.__init__ = stock  # type: ignore[method-assign]
+        for undo in met.values():
+            undo()
 
 
-def _loaded() -> dict[t.Any, t.Any]:
-    """The actions' classes. Core loads a plugin's file once for each way to name it; one of that name from elsewhere is not meant."""
-    found = {}
-    for plugin in ACTIONS:
-        known = plugin.ActionModule
-        name = plugin.__name__.rpartition(".")[2]
-        for shown in (name, f"ansible.builtin.{name}", f"ansible.legacy.{name}"):
-            loaded = action_loader.get(shown, class_only=True)
-            code = getattr(getattr(loaded, "run", None), "__code__", None)
-            if code is not None and code.co_filename == known.run.__code__.co_filename:
-                found[loaded] = plugin
-        found[known] = plugin
-    return found
+def _meet(action: t.Any) -> t.Callable[[], None]:
+    """Lets `action` send ahead what it can, if it is one of these. Returns what undoes that."""
+    name, run = _core_name(action), action.__dict__.get("run")
+    if name not in ACTIONS:
+        return lambda: None
+    names = run.__globals__
+    walk = names.get("_walk_dirs")
+    if name == "copy":
+        if walk is None:
+            return lambda: None
+        names["_walk_dirs"] = _noted(walk)
+    action.run = _chained(action, name, run)
+
+    def undo() -> None:
+        action.run = run
+        if name == "copy":
+            names["_walk_dirs"] = walk
+
+    return undo
 
 
-def _chained(action: t.Any, stock: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+def _core_name(action: t.Any) -> str:
+    """Which of core's actions it is, by the file of its `run`: core loads a plugin's file once for each way to name it. Empty for any other class."""
+    code = getattr(action.__dict__.get("run"), "__code__", None)
+    folder, file = os.path.split(code.co_filename if code is not None else "")
+    return file.removesuffix(".py") if os.path.realpath(folder) == _CORE and action.__name__ == "ActionModule" else ""
+
+
+def _chained(action: t.Any, name: str, stock: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     @functools.wraps(stock)
     def run(self: t.Any, tmp: t.Any = None, task_vars: t.Any = None) -> t.Any:
         if type(self) is not action or tmp is not None:
@@ -80,14 +94,14 @@ def _chained(action: t.Any, stock: t.Callable[..., t.Any]) -> t.Callable[..., t.
         outer = chains.current()
         if outer is not None:
             return _inside(outer, self, stock, task_vars)
-        if not _may_chain(self):
+        if not _may_chain(self, name):
             return stock(self, tmp, task_vars)
-        return _alone(self, stock, task_vars)
+        return _alone(self, name, stock, task_vars)
 
     return run
 
 
-def _may_chain(action: t.Any) -> bool:
+def _may_chain(action: t.Any, name: str) -> bool:
     connection = action._connection
     return (
         waiting.current() is not None
@@ -97,18 +111,18 @@ def _may_chain(action: t.Any) -> bool:
         and core.is_posix_shell(connection)
         and action._is_pipelining_enabled("new", wrap_async=False)
         # Its parameters of a form would be changed inside.
-        and (_classes[type(action)] is not uri or bool(action._task.args.get("src")))
+        and (name != "uri" or bool(action._task.args.get("src")))
     )
 
 
-def _alone(action: t.Any, stock: t.Callable[..., t.Any], task_vars: t.Any) -> t.Any:
+def _alone(action: t.Any, name: str, stock: t.Callable[..., t.Any], task_vars: t.Any) -> t.Any:
     """The whole action with a chain; without one if that broke."""
     connection = action._connection
     args = action._task.args.copy()
     path: t.Any = task_vars.get("ansible_search_path") if task_vars else None
     kept_path = list(path) if isinstance(path, list) else None
     lost: Exception | None = None
-    chain = chains.open_chain(connection, connection._shell.tmpdir is not None, functools.partial(_removal, action))
+    chain = chains.open_chain(connection, connection._shell.tmpdir is not None, functools.partial(_removal, action, ACTIONS[name]))
     try:
         try:
             result = stock(action, None, task_vars)
@@ -174,10 +188,10 @@ def _noted(walk: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     return noted
 
 
-def _removal(action: t.Any, fqn: str, params: bytes) -> str | None:
+def _removal(action: t.Any, last: frozenset[str], fqn: str, params: bytes) -> str | None:
     """The command with which core will remove the folder after this module; None if it may do something else before."""
     shell = action._connection._shell
-    if fqn not in ACTIONS[_classes[type(action)]] or _PEEK in params or not action._should_remove_tmp_path(shell.tmpdir):
+    if fqn not in last or _PEEK in params or not action._should_remove_tmp_path(shell.tmpdir):
         return None
     executable = action._play_context.executable
     if not action._connection.allow_executable or not executable:

@@ -134,19 +134,37 @@ def test_a_connection_that_breaks_amid_a_chain(play, lab, tmp_path):
 
 
 def test_every_way_to_name_an_action_is_known():
-    from ansible.plugins.action import copy
+    from types import SimpleNamespace
+
     from ansible.plugins.loader import action_loader, init_plugin_loader
 
     from churten.compat import chains
 
     init_plugin_loader()
-    found = chains._loaded()
-    for name in ("copy", "ansible.builtin.copy", "ansible.legacy.copy"):
-        assert found[action_loader.get(name, class_only=True)] is copy
-    stock = {action: action.run for action in found}
+    classes = {}
+    for name in chains.ACTIONS:
+        for shown in (name, f"ansible.builtin.{name}", f"ansible.legacy.{name}"):
+            classes[shown] = action_loader.get(shown, class_only=True)
+    other = action_loader.get("ansible.builtin.command", class_only=True)
+    derived = type("ActionModule", (classes["copy"],), {})
+    stock = {action: action.run for action in (*classes.values(), other)}
+    walk = classes["copy"].run.__globals__["_walk_dirs"]
+
+    def make(action):
+        return action(SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), None, None, None)
+
     with chains.chained_actions():
-        assert all(action.run is not run for action, run in stock.items())
+        assert not derived.__dict__.get("run")
+        for action in (derived, other, *classes.values()):
+            make(action)
+            make(action)
+        assert other.run is stock[other]
+        assert not derived.__dict__.get("run")
+        assert all(action.run is not stock[action] for action in classes.values())
+        assert all(action.run.__wrapped__ is stock[action] for action in classes.values())
+        assert classes["copy"].run.__wrapped__.__globals__["_walk_dirs"].__wrapped__ is walk
     assert all(action.run is run for action, run in stock.items())
+    assert classes["copy"].run.__globals__["_walk_dirs"] is walk
 
 
 LOOKS = """
