@@ -16,7 +16,8 @@ from __future__ import annotations
 import time
 import typing as t
 
-from .log import LineFile, Rotation
+if t.TYPE_CHECKING:
+    from .log import LineFile, Rotation
 
 _path: str | None = None
 _rotation: Rotation | None = None
@@ -53,7 +54,11 @@ class WorkerLog:
         self._display = display
         global _rotation
         path = path or _path
-        self._file = LineFile(path, display.warning, "worker log", _rotation) if path else None
+        self._file: LineFile | None = None
+        if path:
+            from .log import LineFile
+
+            self._file = LineFile(path, display.warning, "worker log", _rotation)
         _rotation = None
         self._limit = 0
         self._seen: set[int] = set()

@@ -34,6 +34,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from churten import late
 from churten.transport import runtime
 
 STAGE_SIZE = 640
@@ -63,8 +64,8 @@ exec(c,g)
 g["main"](n,i)
 """
 
-_WORD = re.compile(r"[\w./+:@%=,~-]+\Z", re.ASCII)
-_NONCE = re.compile(r"[0-9a-f]{32}\Z")
+_WORD = late.pattern(r"[\w./+:@%=,~-]+\Z", re.ASCII)
+_NONCE = late.pattern(r"[0-9a-f]{32}\Z")
 
 
 def _agent_source() -> str:

@@ -21,7 +21,7 @@ import secrets
 import shlex
 import typing as t
 
-from churten import waiting
+from churten import late, waiting
 from churten.timings import stamps
 from churten.transport import pool
 
@@ -33,13 +33,13 @@ _PEEK = b'"_diff_peek": true'  # of ansible.modules.file: looks at a file for a 
 
 # What is sent to a shell as it stands, in no need of quotes.
 _PATH = r"/[\w./+:@%=,-]*"
-_HOME = re.compile(r"echo ~[\w.-]* && sleep 0", re.ASCII)
-_FOLDER = re.compile(
+_HOME = late.pattern(r"echo ~[\w.-]* && sleep 0", re.ASCII)
+_FOLDER = late.pattern(
     rf'\( umask 77 && mkdir -p "` echo ({_PATH}) `"&& mkdir "` echo ({_PATH}) `" && echo ([\w.-]+)="` echo ({_PATH}) `" \) && sleep 0', re.ASCII
 )
-_CHMOD = re.compile(rf"chmod u\+r?w?x(( {_PATH})+) && sleep 0", re.ASCII)
-_READS = re.compile(r"(?:test -e|echo ~)[^;&|<>$`()]* && sleep 0")
-_LINE = re.compile(rb"/[^\n]*\n")
+_CHMOD = late.pattern(rf"chmod u\+r?w?x(( {_PATH})+) && sleep 0", re.ASCII)
+_READS = late.pattern(r"(?:test -e|echo ~)[^;&|<>$`()]* && sleep 0")
+_LINE = late.pattern(rb"/[^\n]*\n")
 
 _homes: dict[tuple[str, str], bytes] = {}  # (session key, command) -> what it printed
 _HOMES_KEPT = 20_000

@@ -29,6 +29,7 @@ import subprocess
 import time
 import typing as t
 
+from churten import late
 from churten.transport import runtime
 
 Settings = dict[str, list[str]]  # keyword in lower case -> values in order
@@ -103,7 +104,7 @@ STOCK = {
 }
 
 _FALSE = ("no", "false", "off", "0")
-_ADDRESS = re.compile(r"[A-Za-z0-9_.:%-]+")
+_ADDRESS = late.pattern(r"[A-Za-z0-9_.:%-]+")
 
 
 @dataclasses.dataclass
@@ -225,9 +226,9 @@ def _config_argument(argv: t.Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-_OVERRIDES = re.compile(r"(-[pl].*|(-o\s*)?(port|user|hostname)\s*[=\s].*|-o\s*(port|user|hostname))", re.IGNORECASE)
-_PORT = re.compile(r"Port=([0-9]+)")
-_USER = re.compile(r'User="([^"]*)"')
+_OVERRIDES = late.pattern(r"(-[pl].*|(-o\s*)?(port|user|hostname)\s*[=\s].*|-o\s*(port|user|hostname))", re.IGNORECASE)
+_PORT = late.pattern(r"Port=([0-9]+)")
+_USER = late.pattern(r'User="([^"]*)"')
 
 _settings: dict[tuple[str, ...], Settings] = {}
 
@@ -456,7 +457,7 @@ def farewell(settings: Settings, has_path: bool) -> str | None:
     return None
 
 
-_LOCAL_ENV = re.compile(
+_LOCAL_ENV = late.pattern(
     r"_|SHLVL|OLDPWD|PWD|WINDOWID|COLUMNS|LINES|TMUX.*|STY|SSH_TTY|SSH_CLIENT|SSH_CONNECTION|XDG_SESSION_ID|ANSIBLE_.*|CHURTEN_.*"
 )
 

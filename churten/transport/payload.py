@@ -24,6 +24,7 @@ import typing as t
 import zipfile
 import zlib
 
+from churten import late
 from churten.transport import bootstrap
 
 _MAIN_219 = b'\n\nif __name__ == "__main__":\n    _ansiballz_main(\n'
@@ -38,16 +39,16 @@ _KEYS_219 = {
     b"zip_data",
 }
 _OPTIONAL_219 = {b"secrets"}
-_FQN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_DATE_219 = re.compile(rb"datetime\.datetime\([0-9, ]+(tzinfo=datetime\.timezone\.utc)?\)")
+_FQN = late.pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_DATE_219 = late.pattern(rb"datetime\.datetime\([0-9, ]+(tzinfo=datetime\.timezone\.utc)?\)")
 
 _END_218 = b"\nif __name__ == '__main__':\n    _ansiballz_main()"
-_ZIP_218 = re.compile(rb"\n    ZIPDATA = (?:'|\"\"\")([A-Za-z0-9+/=]*)(?:'|\"\"\")\n")
-_PARAMS_218 = re.compile(rb"\n    ANSIBALLZ_PARAMS = (.*)\n")
-_RUN_218 = re.compile(
+_ZIP_218 = late.pattern(rb"\n    ZIPDATA = (?:'|\"\"\")([A-Za-z0-9+/=]*)(?:'|\"\"\")\n")
+_PARAMS_218 = late.pattern(rb"\n    ANSIBALLZ_PARAMS = (.*)\n")
+_RUN_218 = late.pattern(
     rb"\n        runpy\.run_module\(mod_name='([\w.]+)', init_globals=dict\(_module_fqn='([\w.]+)', _modlib_path=modlib_path\),\n"
 )
-_RLIMIT_218 = re.compile(rb"\n    requested_soft = min\(existing_hard, ([0-9]+)\)\n")
+_RLIMIT_218 = late.pattern(rb"\n    requested_soft = min\(existing_hard, ([0-9]+)\)\n")
 _COVERAGE_218 = (b"import coverage\n", b"find_spec('coverage')")
 
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
@@ -276,10 +277,10 @@ def _parse_218(wrapper: bytes) -> Module | None:
 
 _ID = "@CHURTEN-ID@"
 _SHELLS = {"sh", "bash", "dash", "ash", "ksh"}
-_NAME = re.compile(r"[A-Za-z_]\w*")
+_NAME = late.pattern(r"[A-Za-z_]\w*")
 # Variables that act when the interpreter starts, which for a warm agent was long ago.
 _EARLY = ("PYTHON", "LD_", "MALLOC_", "GLIBC_")
-_UTF8 = re.compile(r"(C|POSIX|.*\.utf-?8(@\w+)?)?", re.IGNORECASE)
+_UTF8 = late.pattern(r"(C|POSIX|.*\.utf-?8(@\w+)?)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ansible.module_utils.common.text.converters import to_bytes, to_native
 from ansible.plugins.connection.ssh import Connection as StockConnection
 from ansible.utils.display import Display
 
-from churten import waiting
+from churten import late, waiting
 from churten.compat import connection as core
 from churten.compat import terminal
 from churten.transport import options, pool
@@ -179,7 +179,7 @@ def has_terminal() -> bool:
     return True
 
 
-_SSH_WORDS = re.compile(
+_SSH_WORDS = late.pattern(
     r"ssh: |.*Permission denied|.*Host key verification failed|Connection (to|closed by|reset by \d)|Received disconnect", re.DOTALL
 )
 

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -23,7 +22,7 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNo
 from ansible.module_utils.common.text.converters import to_bytes, to_native, to_text
 from ansible.utils.display import Display
 
-from churten import waiting
+from churten import late, waiting
 from churten.compat import connection as core
 from churten.timings import stamps
 from churten.transport import bootstrap, payload, pool, runtime
@@ -656,7 +655,7 @@ class LateFile:
             shutil.copyfileobj(file, old, 1 << 20)
 
 
-_ACCOUNT_TOOLS = re.compile(rb"\b(?:userdel|usermod|deluser)\b")
+_ACCOUNT_TOOLS = late.pattern(rb"\b(?:userdel|usermod|deluser)\b")
 
 
 def changes_accounts(fqn: str, text: bytes) -> bool:
