@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,29 +31,33 @@ _EXIT_CODES = {"SUCCESS": 0, "CHANGED": 0, "FAILED": 2, "UNREACHABLE": 4}
 def add_parser(subparsers: t.Any) -> None:
     """Add `doctor` to the parser of the `churten` command."""
     usage = "churten doctor HOST [options of `ansible`: -i INVENTORY, -b, -e ...]"
-    parser = subparsers.add_parser("doctor", help="how churten reaches a host, and which setting decided it", usage=usage)
-    parser.add_argument("host", metavar="HOST", help="one host of the inventory")
-    parser.add_argument(
-        "options", metavar="...", nargs=argparse.REMAINDER, help="options for `ansible`: -i INVENTORY, -b, --become-method, -e, ..."
+    # All words are `ansible`'s, in any order as there: nothing begins an option of ours.
+    parser = subparsers.add_parser(
+        "doctor", help="how churten reaches a host, and which setting decided it", usage=usage, prefix_chars="\0", add_help=False
     )
-    parser.set_defaults(run=run)
+    parser.add_argument("words", metavar="HOST ...", nargs="+", help="one host of the inventory, and options for `ansible`: -i INVENTORY, -b, -e, ...")
+    parser.set_defaults(run=run, help=parser.format_help())
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the task and print the report; 0, 4 for an unreachable host, 2 for a failed task, 1 if `ansible` itself does not work."""
+    if {"-h", "--help"} & {*arguments.words}:
+        print(arguments.help, end="")
+        return 0
+    asked = shlex.join(arguments.words)
     try:
-        text = ask(arguments.host, arguments.options)
+        text = ask(arguments.words)
     except (OSError, subprocess.TimeoutExpired) as ex:
         print(f"churten doctor: {ex}", file=sys.stderr)
         return 1
     found = _RESULT.search(text)
     if found is None:
-        print(f"churten doctor: `ansible` gave no result for {arguments.host}. {why_not(text)}", file=sys.stderr)
+        print(f"churten doctor: `ansible` gave no result for {asked}. {why_not(text)}", file=sys.stderr)
         return 1
     names = sorted({name for name, _status, _json in _ANSWERED.findall(text)})
     if len(names) > 1:
         some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        print(f"churten doctor: {arguments.host} means {len(names)} hosts ({some}): name one.", file=sys.stderr)
+        print(f"churten doctor: {asked} means {len(names)} hosts ({some}): name one of them.", file=sys.stderr)
         return 1
     for name, value in report(found[2], result_of(found[3]), _LOGGED.findall(text[: found.start()])):
         print(f"{name:<12} {value}")
@@ -60,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _EXIT_CODES[found[2]]
 
 
-def ask(host: str, options: list[str]) -> str:
+def ask(arguments: list[str]) -> str:
     """What `ansible` prints for the task."""
     beside = Path(sys.executable).with_name("ansible")
     executable = str(beside) if beside.exists() else shutil.which("ansible")
@@ -73,7 +78,7 @@ def ask(host: str, options: list[str]) -> str:
         "ANSIBLE_LOAD_CALLBACK_PLUGINS": "0",
         "ANSIBLE_DEPRECATION_WARNINGS": "0",
     }
-    words = [executable, host, *options, "-m", "ansible.builtin.setup", "-a", _FACTS, "-vvvv"]
+    words = [executable, *arguments, "-m", "ansible.builtin.setup", "-a", _FACTS, "-vvvv"]
     done = subprocess.run(
         words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=DEADLINE_S, text=True, errors="replace"
     )

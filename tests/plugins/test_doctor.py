@@ -66,7 +66,17 @@ def test_more_than_one_host(lab, collections, pool_dir, monkeypatch, capsys):
     monkeypatch.setenv("ANSIBLE_CONFIG", str(lab.ansible_cfg))
     monkeypatch.setenv("ANSIBLE_COLLECTIONS_PATH", collections)
     assert main(["doctor", "lab001:lab002", "-i", str(lab.inventory)]) == 1
-    assert capsys.readouterr().err == "churten doctor: lab001:lab002 means 2 hosts (lab001, lab002): name one.\n"
+    said = capsys.readouterr().err
+    assert said == f"churten doctor: lab001:lab002 -i {lab.inventory} means 2 hosts (lab001, lab002): name one of them.\n"
+
+
+def test_options_may_come_first(lab, collections, pool_dir, monkeypatch, capsys):
+    monkeypatch.setenv("ANSIBLE_CONFIG", str(lab.ansible_cfg))
+    monkeypatch.setenv("ANSIBLE_COLLECTIONS_PATH", collections)
+    assert main(["doctor", "-i", str(lab.inventory), "lab001"]) == 0
+    assert capsys.readouterr().out.startswith("result       success\n")
+    assert main(["doctor", "--help"]) == 0
+    assert "usage: churten doctor HOST" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
