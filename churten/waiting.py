@@ -37,7 +37,7 @@ class Hub(t.Protocol):
         """Let another task have the slot of the current fiber, which only waits for a connection; False if it keeps it."""
 
     def retake(self) -> None:
-        """After `lend()`: wait for a slot."""
+        """After `lend()`: wait for a slot. Also when an exception is on its way: after a task's timeout the next item of its loop runs."""
 
 
 class Pump(t.Protocol):

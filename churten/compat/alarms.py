@@ -21,11 +21,11 @@ def fiber_alarms(error_class: t.Any, hub: FiberHub) -> t.Iterator[None]:
             with stock(timeout):
                 yield
             return
-        handle = hub.alarm(fiber, timeout, error_class(timeout))
+        alarm = hub.alarm(fiber, timeout, error_class(timeout))
         try:
             yield
         finally:
-            hub.alarm_cancel(handle)
+            hub.alarm_cancel(alarm)
 
     error_class.alarm_timeout = alarm_timeout
     try:

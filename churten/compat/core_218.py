@@ -17,7 +17,7 @@ from ansible.executor.task_result import TaskResult
 from ansible.plugins.strategy import StrategyBase
 from ansible.template import Templar
 
-from churten.executor.hub import Fiber, FiberHub
+from churten.executor.hub import Alarm, Fiber, FiberHub
 
 from .base import Adapter, FiberQueue
 from .modules import light_modules
@@ -48,7 +48,7 @@ class FiberSignals:
 
     def __init__(self, hub: FiberHub) -> None:
         self._hub = hub
-        self._alarms: dict[int, int] = {}
+        self._alarms: dict[int, Alarm] = {}
 
     def __getattr__(self, name: str) -> t.Any:
         return getattr(signal, name)
@@ -68,9 +68,9 @@ class FiberSignals:
         return 0
 
     def _cancel(self, fiber: Fiber) -> None:
-        handle = self._alarms.pop(fiber.number, None)
-        if handle is not None:
-            self._hub.alarm_cancel(handle)
+        alarm = self._alarms.pop(fiber.number, None)
+        if alarm is not None:
+            self._hub.alarm_cancel(alarm)
 
 
 class CoreAdapter(Adapter):

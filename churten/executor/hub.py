@@ -56,6 +56,14 @@ class Fiber(greenlet.greenlet):
         self.gr_context = contextvars.copy_context()
 
 
+class Alarm(t.NamedTuple):
+    """An exception that will be raised in a fiber."""
+
+    handle: int
+    fiber: Fiber
+    error: BaseException
+
+
 class Lender(t.Protocol):
     """See `waiting.Hub.lend` and `retake`."""
 
@@ -82,7 +90,7 @@ class FiberHub:
         self._epoll.register(self._event, select.EPOLLIN)
         self._watched: dict[int, t.Callable[[], None]] = {}
         self._from_threads: collections.deque[Fiber] = collections.deque()
-        self._alarms: dict[int, tuple[Fiber, BaseException]] = {}
+        self._alarms: dict[int, Alarm] = {}  # by handle
         self._later: dict[int, t.Callable[[], None]] = {}
 
     def close(self) -> None:
@@ -144,7 +152,7 @@ class FiberHub:
     def retake(self) -> None:
         """See `waiting.Hub.retake`."""
         fiber = self.current()
-        if self.lender is not None and fiber is not None:
+        if self.lender is not None and fiber is not None and not self._closing:
             self.lender.retake_slot(fiber)
 
     def blocking(self, function: t.Callable[[], T]) -> T:
@@ -178,16 +186,17 @@ class FiberHub:
             if not fiber.acted:
                 raise NeedsFork(reason)
 
-    def alarm(self, fiber: Fiber, seconds: float, error: BaseException) -> int:
-        """Raise `error` in `fiber` after `seconds`, at its park. Returns a handle for `alarm_cancel`."""
+    def alarm(self, fiber: Fiber, seconds: float, error: BaseException) -> Alarm:
+        """Raise `error` in `fiber` after `seconds`, at its park. Returns what `alarm_cancel` takes."""
         handle = self.scheduler.timer_add(int((time.monotonic() + seconds) * 1e6), fiber.number * 2 + 1)
-        self._alarms[handle] = (fiber, error)
-        return handle
+        alarm = self._alarms[handle] = Alarm(handle, fiber, error)
+        return alarm
 
-    def alarm_cancel(self, handle: int) -> None:
-        """Harmless when the alarm was raised already."""
-        if self._alarms.pop(handle, None) is not None:
-            self.scheduler.timer_cancel(handle)
+    def alarm_cancel(self, alarm: Alarm) -> None:
+        """Harmless when the alarm was raised already; its handle may be another one's by now."""
+        if self._alarms.get(alarm.handle) is alarm:
+            del self._alarms[alarm.handle]
+            self.scheduler.timer_cancel(alarm.handle)
 
     # --- called from the main greenlet ---
 
@@ -293,7 +302,7 @@ class FiberHub:
             if number % 2:
                 alarm = self._alarms.pop(handle, None)
                 if alarm is not None and fiber is not None:
-                    self.throw(*alarm)
+                    self.throw(alarm.fiber, alarm.error)
             elif fiber is not None:
                 fiber.timer = None
                 if fiber.parked and not fiber.queued:

@@ -537,8 +537,10 @@ class Pool:
         soon = time.monotonic() + LEND_AFTER_S
         if self._parked(owner.pending, soon if deadline is None else min(soon, deadline), fiber) or not waiting.lend():
             return
-        self._parked(owner.pending, deadline, fiber)
-        waiting.retake()
+        try:
+            self._parked(owner.pending, deadline, fiber)
+        finally:
+            waiting.retake()
 
     def _wait_parked(self, pending: Pending, deadline: float | None, fiber: object) -> None:
         if not self._parked(pending, deadline, fiber):

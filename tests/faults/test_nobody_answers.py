@@ -236,3 +236,33 @@ def test_a_timeout_of_a_task_that_has_lent_its_worker(fresh, everywhere, hole, s
     stock, ours = ([[(x["task"], x["status"], x["result"].get("msg")) for x in run.results if x["host"] == h] for h in hosts] for run in runs)
     assert ours == stock
     assert runs[1].rc == runs[0].rc
+
+
+AFTER_A_TIMEOUT = """
+- hosts: all:!here
+  gather_facts: false
+  tasks:
+    - command: sleep 2
+      name: one
+      loop: [hole, here]
+      delegate_to: "{{ inventory_hostname if item == 'hole' else 'here' }}"
+      timeout: "{{ 1 if item == 'hole' else 60 }}"
+      ignore_errors: true
+"""
+
+
+@pytest.mark.row("A2")
+def test_a_worker_that_was_lent_is_needed_for_the_next_item(fresh, everywhere, hole):
+    """The timeout ends an item that had lent its worker: no more items than workers run at any time."""
+    port = free_port("127.0.12.9")
+    lines = []
+    for n in range(5):
+        hole(f"127.0.12.{30 + n}", port)
+        lines.append(everywhere.line(f"hole{n}", ansible_host=f"127.0.12.{30 + n}", ansible_port=port))
+    lines.append(everywhere.line("here", ansible_host="127.0.12.40"))
+    run = fresh(AFTER_A_TIMEOUT, *lines, ANSIBLE_FORKS="2", ANSIBLE_TIMEOUT="30", **FREE)
+    items = [line["result"]["results"] for line in run.results if line["task"] == "one"]
+    assert len(items) == 5 and all(first["failed"] and "timed out" in first["msg"].lower() for first, _second in items), run.text
+    assert all("start" in second for _first, second in items), items
+    edges = sorted((second[edge], step) for _first, second in items for edge, step in (("start", 1), ("end", -1)))
+    assert max(sum(step for _time, step in edges[: n + 1]) for n in range(len(edges))) == 2
