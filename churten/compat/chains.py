@@ -64,17 +64,19 @@ def _meet(action: t.Any) -> t.Callable[[], None]:
     if name not in ACTIONS:
         return lambda: None
     names = run.__globals__
-    walk = names.get("_walk_dirs")
+    walk, copy_file = names.get("_walk_dirs"), action.__dict__.get("_copy_file")
     if name == "copy":
-        if walk is None:
+        if walk is None or copy_file is None:
             return lambda: None
         names["_walk_dirs"] = _noted(walk)
+        action._copy_file = _file_by_file(action, copy_file)
     action.run = _chained(action, name, run)
 
     def undo() -> None:
         action.run = run
         if name == "copy":
             names["_walk_dirs"] = walk
+            action._copy_file = copy_file
 
     return undo
 
@@ -183,9 +185,32 @@ def _noted(walk: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     def noted(*args: t.Any, **kwargs: t.Any) -> t.Any:
         if (chain := chains.current()) is not None:
             chain.removal = lambda fqn, params: None
+            chain.in_parts = True
         return walk(*args, **kwargs)
 
     return noted
+
+
+def _file_by_file(action: t.Any, stock: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    """Each file of a folder has links of its own: if one breaks, that file is done again, for what was copied before it has its results. Until a file was
+    copied, it is the whole action that is done again."""
+
+    @functools.wraps(stock)
+    def copy_file(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        chain = chains.current()
+        if type(self) is not action or chain is None or not chain.in_parts or chain.certain:
+            return stock(self, *args, **kwargs)
+        with contextlib.suppress(chains.Broken), chain.part():
+            try:
+                result = stock(self, *args, **kwargs)
+            except Exception:
+                chain.settle()
+                raise
+            chain.settle()
+            return result
+        return stock(self, *args, **kwargs)
+
+    return copy_file
 
 
 def _removal(action: t.Any, last: frozenset[str], fqn: str, params: bytes) -> str | None:

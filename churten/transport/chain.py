@@ -5,9 +5,10 @@ it, a file in it, its permissions. Each would cost a round trip. While a `Chain`
 foretold to answer; the next request that really needs an answer waits for all of them. The agent begins each only when the one before has ended exactly
 as foretold (docs/protocol.md, Chains), so nothing happens on the target that would not have happened one by one.
 
-What always holds: a foretold answer was given only while nothing but reading (`READ_ONLY`) had been done besides the action's own temporary folder. So when
-a link ends otherwise, `Broken` leaves the action, and whoever opened the chain (compat/chains.py) does it again from its start, one by one: the words and
-results of a failure are those of that second try. A chain whose requests may have begun and were lost makes the host unreachable: `Lost`.
+What always holds: a foretold answer was given only while nothing but reading (`READ_ONLY`) had been done besides the action's own temporary folder, by the
+action or by that part of it which is under way (`Chain.part`: a file of a folder). So when a link ends otherwise, `Broken` leaves the action or the part, and
+whoever opened it (compat/chains.py) does it again from its start, one by one: the words and results of a failure are those of that second try. A chain whose
+requests may have begun and were lost makes the host unreachable: `Lost`.
 
 The removal of the temporary folder goes out with the last module (`removal`), to be done when that has ended, whatever it answered; when core asks for it
 afterwards, it has been done.
@@ -15,6 +16,7 @@ afterwards, it has been done.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import re
 import secrets
@@ -89,6 +91,7 @@ class Chain:
         self.broken = False
         self.nothing_made = not made  # no folder was made, for sure
         self.certain = True  # nothing was done yet that could not be done again
+        self.in_parts = False  # the action does several things, each of which can be done again by itself
         self.removal = removal
         self._owner = owner
         self._steps: list[Step] = []
@@ -146,6 +149,16 @@ class Chain:
     def removes_nothing(self, cmd: str) -> bool:
         """Whether `cmd` removes the folder that could not be made."""
         return self.broken and self.nothing_made and (_inner(cmd) or "").startswith(f"rm -f -r {self._folder} ")
+
+    @contextlib.contextmanager
+    def part(self) -> t.Iterator[None]:
+        """One of several things an action does, after something that cannot be done again; a break inside concerns this one alone."""
+        self.settle()
+        self.certain = True
+        try:
+            yield
+        finally:
+            self.certain = False
 
     # --- requests ---
 

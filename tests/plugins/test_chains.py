@@ -27,6 +27,7 @@ WARM = """
     - {name: changed copy, copy: {content: "1", dest: "{{ lab_dir }}/chain"}}
     - {name: unchanged copy, copy: {content: "1", dest: "{{ lab_dir }}/chain"}}
     - {name: changed template, template: {src: "{{ out }}/t.j2", dest: "{{ lab_dir }}/chained"}}
+    - {name: changed folder, copy: {src: "{{ out }}/tree/", dest: "{{ lab_dir }}/chained-tree/"}}
     - {name: copy with rights, copy: {content: "2", dest: "{{ lab_dir }}/chain"}, become: true}
     - {name: refused copy, copy: {content: "3", dest: "{{ lab_dir }}/chain", validate: "false %s"}, ignore_errors: true}
     - {name: left, command: find .ansible/tmp -mindepth 1, args: {chdir: "~"}}
@@ -35,14 +36,18 @@ FIBERS = {"ANSIBLE_STRATEGY": "churten.core.linear"}
 
 
 def test_round_trips(play, tmp_path):
-    """One to look, one to write."""
+    """One to look, one to write: for a file of a folder, too."""
     (tmp_path / "t.j2").write_text("{{ inventory_hostname }}\n")
+    (tmp_path / "tree").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "tree" / name).write_text(name)
     waits = tmp_path / "waits"
     env = {**FIBERS, "ANSIBLE_CALLBACKS_ENABLED": "churten_results,churten_waits", "CHURTEN_WAITS": str(waits)}
     run = play(WARM, "ssh", env=env)
     assert run.rc == 0, run.text
     counted = dict(json.loads(line) for line in waits.read_text().splitlines())
     expected = {"command": 1, "changed copy": 2, "unchanged copy": 2, "changed template": 2, "copy with rights": 2, "refused copy": 2}
+    expected["changed folder"] = 3 * 2 + 1  # and one to remove the temporary folder
     assert {name: counted[name] for name in expected} == expected
     assert run.one("left")["result"]["stdout"] == ""
     assert [line["task"] for line in run.results if line["status"] == "failed"] == ["refused copy"]
