@@ -52,6 +52,9 @@ class Field:
         self.counts = top / "counts"
         self.counts.mkdir(mode=0o777)
         self.counts.chmod(0o777)
+        for name in NAMES:  # whoever comes first, the account or root
+            (self.counts / name).touch()
+            (self.counts / name).chmod(0o666)
         core = base / "collections" / "ansible_collections" / "churten" / "core"
         core.mkdir(parents=True)
         (core / "plugins").symlink_to(ROOT / "plugins")
