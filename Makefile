@@ -89,7 +89,7 @@ fuzz: dev  ## every decoder and reader for SECONDS=60
 	$(MAKE) -C tests/fuzz run SECONDS=$(SECONDS)
 	$(BIN)/python tests/fuzz/fuzz_readers.py $(SECONDS)
 clean:  ## everything that was built
-	rm -rf build dist .venv *.egg-info churten/*.so churten/churten-pool tests/unit/bin tests/fuzz/bin
+	rm -rf build dist .venv *.egg-info churten/*.so churten/churten-pool churten/agent.start tests/unit/bin tests/fuzz/bin
 
 $(BIN)/.tools: .ci/packages
 	.ci/packages
@@ -98,7 +98,7 @@ $(BIN)/.tools: .ci/packages
 	$(BIN)/pip install -q --upgrade $(CORE) greenlet mitogen passlib pytest hypothesis jsonschema ruff mypy types-PyYAML \
 	    rich pyte ansible-runner opentelemetry-proto prometheus_client
 	touch $@
-$(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h)
+$(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h) churten/agent.py churten/transport/bootstrap.py
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 .PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays test-ara posix conformance conformance-smoke lines test-matrix test-browser pictures lint bench bench-summary bench-plots asan fuzz clean

@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import zipfile
 from pathlib import Path
@@ -81,7 +82,7 @@ def flags():
 
 
 class BuildExt(build_ext):
-    """Also links churten-pool, the broker executable, beside the extension."""
+    """Also links churten-pool, the broker executable, beside the extension, and packs the agent for this Python."""
 
     def run(self):
         check_machine(sysconfig.get_config_var("CC"))
@@ -90,7 +91,15 @@ class BuildExt(build_ext):
             extension.extra_link_args = HARDEN_LINK + SANITIZE + pkg_config("--libs")
         super().run()
         if Path("csrc/pool_main.c").exists():
-            self.build_pool(Path("churten") if self.inplace else Path(self.build_lib) / "churten")
+            where = Path("churten") if self.inplace else Path(self.build_lib) / "churten"
+            self.build_pool(where)
+            self.build_agent(where)
+
+    def build_agent(self, where):
+        sys.path.insert(0, str(ROOT))
+        from churten.transport import bootstrap
+
+        bootstrap.build(where / bootstrap.BUILT.name)
 
     def build_pool(self, where):
         sources = sorted(str(p) for p in Path("csrc").glob("*.c") if p.name in POOL_ONLY | SHARED)

@@ -1403,6 +1403,39 @@ def test_short_input():
     assert done.returncode == 1 and done.stdout == b""
 
 
+def test_the_packed_agent_is_the_one_of_these_sources(tmp_path, monkeypatch):
+    """What was built is used only if it is whole and was made of these sources; whatever is used starts an agent."""
+    bootstrap = agent_client.bootstrap()
+    monkeypatch.setenv("CHURTEN_POOL_DIR", str(tmp_path / "pool"))
+    monkeypatch.setattr(bootstrap, "BUILT", tmp_path / "agent.start")
+    made = []
+    monkeypatch.setattr(bootstrap, "_make_parts", lambda make=bootstrap._make_parts: made.append(1) or make())
+
+    def parts():
+        made.clear()
+        shutil.rmtree(tmp_path / "pool", ignore_errors=True)
+        bootstrap._input_parts.cache_clear()
+        return bootstrap._input_parts()
+
+    before, after = parts()
+    assert made, "there is no file"
+    bootstrap.build(bootstrap.BUILT)
+    whole = bootstrap.BUILT.read_bytes()
+    used = parts()
+    assert not made and b"".join(used) == whole[64:] and used[0] == before
+    size = int(used[1][:8])
+    assert zlib.decompress(used[1][16 : 16 + size]) == zlib.decompress(after[16 : 16 + int(after[:8])])
+    for damaged in (whole[:-1], whole[:100] + b"x" + whole[101:], b"", b"0" * 64):
+        bootstrap.BUILT.write_bytes(damaged)
+        parts()
+        assert made, damaged[:20]
+    bootstrap.BUILT.write_bytes(whole)
+    monkeypatch.setattr(bootstrap.importlib.util, "MAGIC_NUMBER", b"1234")
+    parts()
+    assert made, "for another Python"
+    bootstrap._input_parts.cache_clear()
+
+
 def test_strip_source():
     """Only comments and docstrings go; every line stays where it was."""
     bootstrap = agent_client.bootstrap()
@@ -1433,6 +1466,45 @@ def test_marshal_payload_leaves_out_what_does_not_compile():
     modules = marshal.loads(agent_client.bootstrap().marshal_payload(data))
     assert "ansible.modules.ping" in modules and "ansible.modules.bad" not in modules
     assert modules["ansible"][0] and not modules["ansible.modules.ping"][0]
+
+
+def test_marshal_payload_takes_what_was_compiled_already(tmp_path, monkeypatch):
+    """The same code as compiling gives; nothing that may be older than its source."""
+    import importlib.util
+    import py_compile
+    import types
+
+    bootstrap = agent_client.bootstrap()
+    name = "ansible/module_utils/one.py"
+    file = tmp_path / name
+    file.parent.mkdir(parents=True)
+    text = b'"""One."""\ndef f(x):\n    return [y for y in x]\n'
+    monkeypatch.setitem(sys.modules, "ansible", types.SimpleNamespace(__path__=[str(tmp_path / "ansible")]))
+    kept = tmp_path / importlib.util.cache_from_source(name)
+
+    def compiled(source, written=1000, at=1001, mode=py_compile.PycInvalidationMode.TIMESTAMP):
+        file.write_bytes(source)
+        os.utime(file, (written, written))
+        py_compile.compile(str(file), str(kept), invalidation_mode=mode, doraise=True)
+        os.utime(kept, (at, at))
+
+    assert bootstrap._kept_code(name, text) is None, "not installed"
+    compiled(text)
+    ours, theirs = bootstrap._kept_code(name, text), compile(text, name, "exec", 0, True, 0)
+    assert ours == theirs and marshal.dumps(ours, 2) == marshal.dumps(theirs, 2) and ours.co_consts[1].co_filename == name
+    assert bootstrap._kept_code(name, text + b"\n") is None, "another source"
+    compiled(text, at=1000)
+    assert bootstrap._kept_code(name, text) is None, "within the same second"
+    other = text.replace(b"One", b"Two")
+    for mode, size, written in (("TIMESTAMP", None, 1005), ("UNCHECKED_HASH", None, 1000), ("TIMESTAMP", 20, 1000)):
+        compiled(text, mode=py_compile.PycInvalidationMode[mode])
+        kept.write_bytes(kept.read_bytes()[:size])
+        os.utime(kept, (1009, 1009))
+        file.write_bytes(other)
+        os.utime(file, (written, written))
+        found = bootstrap._kept_code(name, other)
+        assert found is None or "Two." in found.co_consts, (mode, size)
+    assert sorted(p.name for p in kept.parent.iterdir()) == [kept.name]
 
 
 def test_wrapper_is_understood():

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = shutil.ignore_patterns(
-    ".git", ".venv", "build", "*.egg-info", "*.so", "churten-pool", "__pycache__", ".*_cache", "results", "bin"
+    ".git", ".venv", "build", "*.egg-info", "*.so", "churten-pool", "agent.start", "__pycache__", ".*_cache", "results", "bin"
 )
 NEW_PLUGIN = """
 DOCUMENTATION = "name: late\\ntype: aggregate\\nshort_description: added later\\ndescription: [x]\\n"
@@ -87,6 +87,11 @@ def test_it_is_the_installed_one(install):
 def test_the_pool_is_installed_executable(install):
     pool = Path(install.run(install.python, "-c", "import churten; print(churten.__path__[0])").strip()) / "churten-pool"
     assert pool.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_agent_is_installed_compiled(install):
+    code = "from churten.transport import bootstrap as b; print(len(b._checked(b._digest(), b.BUILT.read_bytes())) > 20_000)"
+    assert install.run(install.python, "-c", code).strip() == "True"
 
 
 @pytest.mark.parametrize("kind", ["cache", "callback", "connection", "strategy"])
