@@ -98,9 +98,20 @@ def _chained(action: t.Any, name: str, stock: t.Callable[..., t.Any]) -> t.Calla
             return _inside(outer, self, stock, task_vars)
         if not _may_chain(self, name):
             return stock(self, tmp, task_vars)
-        return _alone(self, name, stock, task_vars)
+        with thin_copies(self._task) if name == "template" else contextlib.nullcontext():
+            return _alone(self, name, stock, task_vars)
 
     return run
+
+
+@contextlib.contextmanager
+def thin_copies(task: t.Any) -> t.Iterator[None]:
+    """While active, copies of `task` share the tasks around it: template makes one for copy, which does not look at them, and a block may have many."""
+    task.copy = functools.partial(type(task).copy, task, exclude_tasks=True)
+    try:
+        yield
+    finally:
+        vars(task).pop("copy", None)
 
 
 def _may_chain(action: t.Any, name: str) -> bool:

@@ -19,6 +19,7 @@ from churten.executor.hub import FiberHub
 
 from .alarms import fiber_alarms
 from .base import Adapter, connections
+from .compiled import absent_plugins, kept_code
 from .keywords import remembered_attributes
 from .modules import light_modules
 from .modules_219 import Builder
@@ -82,7 +83,7 @@ class Line219(Adapter):
 
     @contextlib.contextmanager
     def remembered_keywords(self) -> t.Iterator[None]:
-        with remembered_attributes(), plain_templates():
+        with remembered_attributes(), plain_templates(), kept_code(), absent_plugins():
             yield
 
 

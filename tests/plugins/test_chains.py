@@ -226,3 +226,23 @@ def test_a_stat_of_somebody_elses_is_asked_as_ever(play, tmp_path):
     run = play(STATS, "ssh", env=FIBERS)
     assert run.rc == 0, run.text
     assert run.one("said")["result"]["stdout_lines"] == ["not said"] * 3
+
+
+def test_a_copy_of_a_task_without_those_around_it():
+    from ansible.playbook.block import Block
+    from ansible.playbook.task import Task
+
+    from churten.compat import chains
+
+    block = Block()
+    block.block = [Task(), Task()]
+    task = block.block[0]
+    task._parent, task.args, task.name = block, {"a": 1}, "named"
+    with chains.thin_copies(task):
+        thin = task.copy()
+    whole = task.copy()
+    for copied in (thin, whole):
+        assert (copied.args, copied.name, copied._uuid) == (task.args, task.name, task._uuid)
+        assert copied.args is not task.args and copied._parent is not block and type(copied._parent) is Block
+    assert thin._parent.block[1] is block.block[1] and whole._parent.block[1] is not block.block[1]
+    assert "copy" not in vars(task) and "copy" not in vars(thin)
