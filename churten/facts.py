@@ -43,26 +43,28 @@ def open_store(plugin: t.Any, wrapped: bool, warn: t.Callable[[str], object]) ->
     """The store of one plugin instance. `wrapped`: it serves an inventory plugin, and core (2.19 and later) has wrapped keys and values already."""
     persist = bool(plugin.get_option("persist_metadata")) if compat.has_persist_metadata() else True
     interposed = wrapped and persist and compat.has_interposer()
-    return Store(plugin, compat.form_for(persist, interposed), interposed, require_dict=not wrapped, warn=warn)
+    return Store(plugin, compat.form_for(persist, interposed), interposed, wrapped, warn=warn)
 
 
 class Store:
     """Get and set by host name. One per plugin instance and process; forks go on with what they inherited."""
 
     def __init__(
-        self, plugin: t.Any, form: compat.Form, interposed: bool, require_dict: bool, warn: t.Callable[[str], object]
+        self, plugin: t.Any, form: compat.Form, interposed: bool, wrapped: bool, warn: t.Callable[[str], object]
     ) -> None:
         from . import _core
 
         self._core = _core
         self._plugin = plugin
         self._form = form
-        self._require_dict = require_dict
+        self._require_dict = not wrapped
         self._warn = warn
         self._memory: dict[str, _Entry] = {}
         self._warned: set[str] = set()
         self.interposed = interposed  # what core asks for as `_persistent`
         self._fast = form.fast
+        # Core copies a host's facts before anything may change them; what an inventory plugin does with its data nobody knows.
+        self._share = None if wrapped else _core.FactsShare()
 
     def get(self, key: str) -> object:
         """The value, read and decoded at most once. KeyError for a miss."""
@@ -217,7 +219,7 @@ class Store:
         form = self._form
         if self._fast:
             try:
-                return self._core.facts_decode(data, form.style == "envelope", form.hook_keys, form.hook)
+                return self._core.facts_decode(data, form.style == "envelope", form.hook_keys, form.hook, self._share)
             except Exception:
                 pass
         return form.decode(data)

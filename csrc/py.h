@@ -15,7 +15,8 @@
 #include "ch.h"
 
 typedef struct {
-    PyObject *error; /* churten._core.Error, owned */
+    PyObject *error;       /* churten._core.Error, owned */
+    PyObject *facts_share; /* churten._core.FactsShare, owned */
 } ch_state;
 
 /* Raises the exception for code (a negative enum ch_err); what names the
@@ -26,6 +27,7 @@ PyObject *ch_raise(ch_state *state, int code, const char *what);
 int ch_py_client_setup(PyObject *module);
 int ch_py_facts_encode_setup(PyObject *module);
 int ch_py_facts_setup(PyObject *module);
+int ch_py_facts_share_setup(PyObject *module);
 int ch_py_isolate_setup(PyObject *module);
 int ch_py_results_setup(PyObject *module);
 int ch_py_sched_setup(PyObject *module);

@@ -13,7 +13,7 @@
  *
  * OWNERSHIP. facts_decode frees jansson's tree before it returns.
  */
-#include "py.h"
+#include "py_facts.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -29,16 +29,30 @@ struct decoder {
     ch_state *state;
     PyObject *hook_keys; /* tuple of str, borrowed */
     PyObject *hook;      /* callable, borrowed */
+    PyObject *share;     /* FactsShare, borrowed; NULL: nothing is shared */
+    const struct ch_fact *root; /* not to be shared */
+    int plain;           /* what was decoded last may be inside a shared one */
 };
 
-static PyObject *decode_fact(const struct decoder *d,
-                             const struct ch_fact *fact);
+static PyObject *decode_fact(struct decoder *d, const struct ch_fact *fact);
+
+/* Takes the container decoded from fact; plain: so are all its members. */
+static PyObject *
+shared(struct decoder *d, const struct ch_fact *fact, PyObject *made,
+       int plain)
+{
+    d->plain = 0;
+    return plain && d->share != NULL && fact != d->root
+               ? ch_facts_share(d->share, made, &d->plain)
+               : made;
+}
 
 static PyObject *
-decode_array(const struct decoder *d, const struct ch_fact *fact)
+decode_array(struct decoder *d, const struct ch_fact *fact)
 {
     size_t size = ch_fact_size(fact);
     PyObject *list = PyList_New((Py_ssize_t)size);
+    int plain = 1;
 
     for (size_t i = 0; list != NULL && i < size; i++) {
         PyObject *item = decode_fact(d, ch_fact_item(fact, i));
@@ -46,9 +60,10 @@ decode_array(const struct decoder *d, const struct ch_fact *fact)
             Py_CLEAR(list);
         } else {
             PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+            plain &= d->plain;
         }
     }
-    return list;
+    return list == NULL ? NULL : shared(d, fact, list, plain);
 }
 
 static int
@@ -64,13 +79,13 @@ decode_hooked(const struct decoder *d, PyObject *dict)
 }
 
 static PyObject *
-decode_object(const struct decoder *d, const struct ch_fact *fact)
+decode_object(struct decoder *d, const struct ch_fact *fact)
 {
     struct ch_fact_iter iter;
     const char *name;
     const struct ch_fact *member;
     PyObject *dict = PyDict_New(), *key = NULL, *value = NULL, *out;
-    int r = dict == NULL ? -1 : 0, special = 0;
+    int r = dict == NULL ? -1 : 0, special = 0, plain = 1;
 
     ch_fact_iter_init(&iter, fact);
     while (r == 0 && ch_fact_iter_next(&iter, &name, &member)) {
@@ -78,6 +93,7 @@ decode_object(const struct decoder *d, const struct ch_fact *fact)
         /* Interned: hosts have the same names a thousand times over. */
         key = PyUnicode_InternFromString(name);
         value = key == NULL ? NULL : decode_fact(d, member);
+        plain &= d->plain;
         r = value == NULL ? -1 : PyDict_SetItem(dict, key, value);
         Py_CLEAR(key);
         Py_CLEAR(value);
@@ -86,21 +102,23 @@ decode_object(const struct decoder *d, const struct ch_fact *fact)
         r = decode_hooked(d, dict);
     }
     if (r == 0) {
-        return dict;
+        return shared(d, fact, dict, plain);
     }
+    d->plain = 0;
     out = r < 0 ? NULL : PyObject_CallOneArg(d->hook, dict);
     Py_XDECREF(dict);
     return out;
 }
 
 static PyObject *
-decode_fact(const struct decoder *d, const struct ch_fact *fact)
+decode_fact(struct decoder *d, const struct ch_fact *fact)
 {
     enum ch_fact_type type = ch_fact_type(fact);
     PyObject *out;
     const char *utf8;
     size_t len;
 
+    d->plain = 1;
     switch (type) {
     case CH_FACT_NULL:
         return Py_NewRef(Py_None);
@@ -130,6 +148,19 @@ decode_fact(const struct decoder *d, const struct ch_fact *fact)
         type == CH_FACT_ARRAY ? decode_array(d, fact) : decode_object(d, fact);
     Py_LeaveRecursiveCall();
     return out;
+}
+
+/* The root itself is nobody else's: core changes it. */
+static PyObject *
+decode_root(struct decoder *d, const struct ch_fact *root, PyObject *share)
+{
+    if (share == Py_None) {
+        return decode_fact(d, root);
+    }
+    ch_facts_share_next(share);
+    d->share = share;
+    d->root = root;
+    return decode_fact(d, root);
 }
 
 /* Parses data, or with envelope the text inside its __payload__. */
@@ -170,10 +201,13 @@ parse(const char *data, size_t len, int envelope, struct ch_facts **out)
 
 PyDoc_STRVAR(
     decode_doc,
-    "facts_decode(data, envelope, hook_keys, hook, /) -> object\n--\n\n"
+    "facts_decode(data, envelope, hook_keys, hook, share=None, /) -> object"
+    "\n--\n\n"
     "json.loads(data), or with envelope json.loads(json.loads(data)"
     "['__payload__']).\nhook(dict) replaces objects that hold one of "
-    "hook_keys (which begin with __ansible_).");
+    "hook_keys (which begin with __ansible_).\nWith a FactsShare equal "
+    "containers below the root are those of values decoded before: nobody "
+    "may\nchange them.");
 
 static PyObject *
 facts_decode(PyObject *module, PyObject *args)
@@ -181,11 +215,17 @@ facts_decode(PyObject *module, PyObject *args)
     struct decoder d = {.state = PyModule_GetState(module)};
     struct ch_facts *facts = NULL;
     PyObject *result = NULL;
+    PyObject *share = Py_None;
     Py_buffer data;
     int envelope, r;
 
-    if (!PyArg_ParseTuple(args, "y*pO!O:facts_decode", &data, &envelope,
-                          &PyTuple_Type, &d.hook_keys, &d.hook)) {
+    if (!PyArg_ParseTuple(args, "y*pO!O|O:facts_decode", &data, &envelope,
+                          &PyTuple_Type, &d.hook_keys, &d.hook, &share)) {
+        return NULL;
+    }
+    if (share != Py_None && !ch_facts_share_check(d.state, share)) {
+        PyErr_SetString(PyExc_TypeError, "share is not a FactsShare");
+        PyBuffer_Release(&data);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -194,7 +234,7 @@ facts_decode(PyObject *module, PyObject *args)
     if (r < 0) {
         ch_raise(d.state, r, "facts");
     } else {
-        result = decode_fact(&d, ch_facts_root(facts));
+        result = decode_root(&d, ch_facts_root(facts), share);
     }
     ch_facts_free(facts);
     PyBuffer_Release(&data);

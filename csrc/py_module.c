@@ -8,6 +8,7 @@ static int (*const setups[])(PyObject *module) = {
     ch_py_client_setup,
     ch_py_facts_encode_setup,
     ch_py_facts_setup,
+    ch_py_facts_share_setup,
     ch_py_isolate_setup,
     ch_py_results_setup,
     ch_py_sched_setup,
@@ -79,6 +80,7 @@ core_traverse(PyObject *module, visitproc visit, void *arg)
     ch_state *state = PyModule_GetState(module);
 
     Py_VISIT(state->error);
+    Py_VISIT(state->facts_share);
     return 0;
 }
 
@@ -88,6 +90,7 @@ core_clear(PyObject *module)
     ch_state *state = PyModule_GetState(module);
 
     Py_CLEAR(state->error);
+    Py_CLEAR(state->facts_share);
     return 0;
 }
 
