@@ -33,7 +33,7 @@ for number in range(hosts):
     facts, unit = {}, 0
     while len(json.dumps(facts)) < size:
         facts[f"ansible_unit{unit}"] = {
-            "device": f"eth{unit}", "active": True, "mtu": 1500, "ipv4": {"address": f"10.0.{unit}.{number % 250}", "prefix": "24"},
+            "device": f"eth{unit}", "active": True, "mtu": 1500, "ipv4": {"address": f"10.{number // 250}.{unit}.{number % 250}", "prefix": "24"},
             "features": {f"feature_{n}": "off [fixed]" for n in range(20)}, "options": ["a", "b", "c"], "load": 0.25, "none": None,
         }
         unit += 1
