@@ -69,8 +69,14 @@ class Stamps:
         self.seen = True
         # A request may go out before the wait for its session or agent is over: what of the two overlaps is connecting, and counts once.
         known = begin if self.connect_end is None else self.connect_end
-        sent = min(max(sent, known), end)
+        earliest, sent = min(max(sent, begin), end), min(max(sent, known), end)
         self.connect_begin = begin if self.connect_begin is None else min(self.connect_begin, begin)
+        # A busy controller notices late that the wait is over: what the target says it worked was not connecting.
+        late = min(ran, end - earliest) - (end - sent)
+        if late > 0:
+            sent -= late
+            self.connect_s = max(0.0, self.connect_s - late)
+            known = sent
         self.connect_end = max(sent, known)
         self.connect_s += max(0.0, sent - max(begin, known))
         if end > sent:

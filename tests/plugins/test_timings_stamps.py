@@ -130,3 +130,13 @@ def test_a_request_that_is_sent_while_it_is_waited_for():
     assert (record.connect_s, record.remote_s, record.ran_s) == pytest.approx((0.3, 1.0, 0.9))
     record.request(12.0, 12.25, 13.0, 0.5)
     assert (record.connect_s, record.remote_s, record.connect_end) == pytest.approx((0.55, 1.75, 12.25))
+
+
+def test_a_wait_that_ended_before_the_controller_noticed():
+    record = stamps.Stamps()
+    record.request(10.0, 10.5, 10.5, 0.0)
+    record.request(10.1, 10.2, 11.0, 0.7)  # 0.7 s of these were the target's: it began at 10.3 at the latest
+    assert (record.connect_end, record.sent, record.remote_begin) == pytest.approx((10.3, 10.3, 10.3))
+    assert (record.connect_s, record.remote_s, record.ran_s) == pytest.approx((0.3, 0.7, 0.7))
+    record.request(12.0, 12.0, 13.0, 5.0)
+    assert (record.connect_s, record.remote_s, record.ran_s) == pytest.approx((0.3, 1.7, 1.7))
