@@ -26,6 +26,7 @@ from churten.compat.callback import task as task_of
 from churten.compat.contexts import separate
 from churten.compat.lookups import careful_lookups
 from churten.compat.plugin_state import watched_plugins
+from churten.compat.results import uncopied_results
 from churten.compat.strategy import CoreStrategy, FiberWorker, play_of, uncounted
 from churten.timings import stamps
 from churten.timings.workers import WorkerLog
@@ -63,6 +64,13 @@ class Results(collections.deque[t.Any]):
 
     def append(self, item: t.Any) -> None:
         stamps.arrived(host_name(item), uuid(task_of(item)))
+        super().append(item)
+        self._kick()
+
+    def hand_over(self, item: t.Any, record: stamps.Stamps | None) -> None:
+        """The same for a fiber's result, whose record is at hand."""
+        if record is not None:
+            record.received = time.monotonic()
         super().append(item)
         self._kick()
 
@@ -142,6 +150,7 @@ class FiberStrategy(CoreStrategy):
                 self._hub.process.watched(),
                 watched_plugins(self._hub.process.register),
                 fewer_collections(),
+                uncopied_results(self._tqm),
             ):
                 return super().run(iterator, play_context)  # type: ignore[misc]
         finally:
@@ -267,7 +276,7 @@ class FiberStrategy(CoreStrategy):
             if job.fiber.fork_reason:
                 self._engines.fork_from_now_on(task, job.fiber.fork_reason)
             with self._results_lock:
-                self._results.append(result)
+                self._results.hand_over(result, job.record)
             self._leave(job, result)
 
         job.fiber = self._hub.spawn(body)
