@@ -12,12 +12,13 @@ from churten.history.place import Place, Unusable
 
 from . import _history_out
 from . import _history_show as show
+from ._mixed import MixedParser
 
 
 def add_parser(subparsers: t.Any) -> None:
     """Adds `history list|show|diff|search|prune|import|export|serve|push`."""
     parser = subparsers.add_parser("history", help="what earlier runs did (callback churten.core.history)")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=MixedParser)
 
     found = _verb(verbs, "list", _list, "runs, the latest first")
     _filters(found)

@@ -12,6 +12,7 @@ from churten.timings.model import Model
 from churten.timings.reading import Log, Run, Unreadable
 
 from . import _timings_show as show
+from ._mixed import MixedParser
 
 SLOWER = 3  # exit code of trend and compare --fail
 
@@ -23,7 +24,7 @@ def add_parser(subparsers: t.Any) -> None:
         help="reports from timing logs (callback churten.core.timings)",
         description="Reads timing logs of churten.core.timings, the output of ansible.posix.jsonl and job_events of ansible-runner.",
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=MixedParser)
 
     report = _verb(verbs, "report", "print the recap of a run again", "report t.log --run last-1", _report)
     report.add_argument(

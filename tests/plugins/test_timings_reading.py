@@ -200,3 +200,34 @@ def test_a_large_log_needs_little_memory(tmp_path):
     for verb in (["report"], ["top", "tasks"], ["hosts"], ["critical-path"], ["throughput"], ["trend"]):
         used = peak_of(code, *verb, path) - idle
         assert used < 30, f"{verb}: {used} MiB for {path.stat().st_size >> 20} MiB"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("history export json --dir X last", {"form": "json", "dir": "X", "wanted": ["last"]}),
+        ("history export --dir X json", {"form": "json", "dir": "X"}),
+        ("history diff last-3 --dir X last-1", {"one": "last-3", "two": "last-1"}),
+        ("history diff --dir X", {"one": "last-1", "two": "last"}),
+        ("history show --dir X", {"wanted": None}),
+        ("timings compare a.log --limit 3 b.log", {"limit": 3}),
+        ("timings export csv a.log -o b", {"output": "b"}),
+        ("timings top hosts --limit 2 a.log", {"by": "hosts", "limit": 2}),
+    ],
+)
+def test_options_may_stand_between_arguments(words, wanted):
+    from churten.cli.main import build_parser
+
+    found = vars(build_parser().parse_args(words.split()))
+    assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("timings compare a --limt 3", "--limt"), ("timings report", "LOG"), ("history search", "TEXT"), ("history diff a b c", "c")]
+)
+def test_wrong_arguments_are_named(words, said, capsys):
+    from churten.cli.main import build_parser
+
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words.split())
+    assert said in capsys.readouterr().err
