@@ -29,6 +29,7 @@ int ch_py_facts_encode_setup(PyObject *module);
 int ch_py_facts_setup(PyObject *module);
 int ch_py_facts_share_setup(PyObject *module);
 int ch_py_isolate_setup(PyObject *module);
+int ch_py_reader_setup(PyObject *module);
 int ch_py_results_setup(PyObject *module);
 int ch_py_sched_setup(PyObject *module);
 int ch_py_timings_setup(PyObject *module);

@@ -33,6 +33,7 @@ from .chains import chained_actions
 from .facts_memo import remembered_facts
 from .keywords import quick_copies
 from .memo import ClassMemo, remembered_lookups, remembered_options, remembered_settings
+from .readers import quick_reads
 from .results import quick_results
 from .squash import quick_squashes
 
@@ -247,6 +248,7 @@ class Adapter(abc.ABC):
                 remembered_settings(),
                 self.remembered_keywords(),
                 quick_copies(),
+                quick_reads(),
                 quick_squashes(),
                 remembered_lookups(),
                 remembered_facts(),

@@ -27,6 +27,8 @@ from ansible.playbook.role_include import IncludeRole
 from ansible.playbook.task import Task
 from ansible.utils.sentinel import Sentinel
 
+from .readers import plain_getter
+
 _LIMIT = 10_000
 _EMPTY = (list, dict)
 _SET: t.Any = Attribute.__set__
@@ -68,6 +70,7 @@ class _Keyword(t.NamedTuple):
     targets: tuple[str, ...]  # the keys that setting it sets
     direct: bool  # once the object is squashed, reading it is reading `key`, unless nothing is there
     skipped: bool  # validating it gives nothing for objects of this class (2.19 and later)
+    empty: int  # validating an empty list gives (2.19 and later) the same object: _SAME; another: _NEW; something else: 0
 
 
 def _cached(function: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
@@ -87,13 +90,34 @@ def _keywords(cls: t.Any) -> tuple[_Keyword, ...] | None:
         if kind.__set__ is not _SET or any(key in base.__dict__ for base in cls.__mro__):
             return None
         targets = (f"_{attribute.name}",) if attribute.alias is None else (f"_{attribute.name}", f"_{attribute.alias}")
-        plain = kind.__get__ in (_GET, _GET_OWN)
+        getter = plain_getter(kind)
+        plain = getter in (_GET, _GET_OWN)
         direct = plain and not hasattr(cls, f"_get_attr_{attribute.name}") and key in targets
         # Blocks and plays: their values are validated where tasks inherit them.
         never = not (getattr(cls, "_post_validate_object", True) or attribute.always_post_validate or attribute.static or attribute.required)
-        never = never and not (kind.__get__ is _GET_OWN and callable(attribute.default))  # reading that sets it
-        found.append(_Keyword(name, attribute, key, targets, direct, never))
+        never = never and not (getter is _GET_OWN and callable(attribute.default))  # reading that sets it
+        found.append(_Keyword(name, attribute, key, targets, direct, never, _of_empty(cls, name, attribute)))
     return tuple(found)
+
+
+_SAME, _NEW = 1, 2
+
+
+def _as_it_is(self: t.Any, attr: t.Any, value: t.Any, templar: t.Any) -> t.Any:
+    """What core's validators do that leave a keyword for later."""
+    return value
+
+
+def _of_empty(cls: t.Any, name: str, attribute: t.Any) -> int:
+    if not (issubclass(cls, (Task, LoopControl)) and getattr(cls, "_post_validate_object", False)) or issubclass(cls, IncludeRole):
+        return 0
+    if attribute.isa != "list" or attribute.static or attribute.required:
+        return 0
+    validator = getattr(cls, f"_post_validate_{name}", None)
+    if validator is None:
+        return _NEW
+    code, plain = getattr(validator, "__code__", None), _as_it_is.__code__
+    return _SAME if code is not None and (code.co_code, code.co_argcount) == (plain.co_code, plain.co_argcount) else 0
 
 
 def _copy(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
@@ -106,7 +130,7 @@ def _copy(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
         except RecursionError:
             return stock(self)  # which says it in core's words
         old, new = self.__dict__, new_me.__dict__
-        for _, _, key, targets, _, _ in keywords:
+        for _, _, key, targets, _, _, _ in keywords:
             value = old.get(key, Sentinel)
             if not isinstance(value, _SHARED):
                 value = shallow_copy(value)
@@ -128,7 +152,7 @@ def _dump_attrs(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]
         if keywords is None:
             return stock(self)
         attrs, held = {}, self.__dict__
-        for name, attribute, key, _, direct, _ in keywords:
+        for name, attribute, key, _, direct, _, _ in keywords:
             value = held.get(key, Sentinel) if direct else Sentinel
             if value is Sentinel:
                 value = getattr(self, name)
@@ -186,7 +210,7 @@ class AttributeMemo:
             return
         held, known_values = owner.__dict__, self._known
         settled = owner._squashed or owner._finalized or not hasattr(cls, "_get_parent_attribute")
-        for name, attribute, key, targets, direct, skipped in keywords:
+        for name, attribute, key, targets, direct, skipped, empty in keywords:
             if skipped:
                 continue
             # A validator may set other keywords, so each is read when its turn comes.
@@ -194,6 +218,11 @@ class AttributeMemo:
             if value is Sentinel:
                 value = attribute.default if direct and settled and not callable(attribute.default) else getattr(owner, name)
             if attribute.static and type(value) in _EMPTY and not value:
+                continue
+            if empty and type(value) is list and not value:
+                value = value if empty == _SAME else []
+                for target in targets:
+                    held[target] = value
                 continue
             known = known_values.get((cls, id(attribute), id(value)))
             result = known[1] if known is not None and known[0] is value else owner.post_validate_attribute(name, templar=templar)

@@ -1,4 +1,5 @@
-"""Results on their way to callbacks: core copies each one for every callback plugin, and takes internal keys out of the copy, in Python. Here C does.
+"""Results on their way to callbacks, by C: core copies each in Python, to 2.20 once for every callback plugin and with internal keys taken out; from 2.19 on it
+goes through it once more to make every value a native one, which of native values makes a copy.
 
 A callback of ours that looks at nothing but whose result it is and what became of it gets the result itself, with no copy made for it at all.
 """
@@ -10,6 +11,7 @@ import typing as t
 from collections.abc import MutableMapping, MutableSequence
 
 from ansible.errors import AnsibleError
+from ansible.utils import vars as utils_vars
 
 from churten import _core
 
@@ -22,15 +24,36 @@ try:
     from ansible.executor import task_result
 except ImportError:  # core 2.21 and later copy otherwise
     task_result = None  # type: ignore[assignment]
+try:
+    from ansible._internal import _json
+except ImportError:  # before 2.19
+    _json = None  # type: ignore[assignment]
 
 _NAMES = ("module_response_deepcopy", "strip_internal_keys")
 _NEEDED = ("_callback_plugins", "_callback_lock", "_callback_dispatch_error_handler")
 _CONTAINERS = (MutableMapping, MutableSequence)
+# The names that core's functions use, as far as they are stood for here.
+_NATIVE = frozenset("AnsibleVariableVisitor DECRYPT EncryptedStringBehavior REDACT _json visit".split())
+_EARLY = frozenset("TrustedAsTemplate _AnsibleTaggedStr _sentinel str tag trusted_as_template".split())
+_VISIT = frozenset(
+    "AnsibleTagHelper AnsibleTaggedObject AnsibleVariableTypeError DECRYPT EncryptedString EncryptedStringBehavior FAIL Iterable Origin PRESERVE REDACT "
+    "_ANSIBLE_ALLOWED_MAPPING_VAR_TYPES _ANSIBLE_ALLOWED_NON_SCALAR_COLLECTION_VAR_TYPES _ANSIBLE_ALLOWED_VAR_TYPES _current _datatag _early_visit _internal "
+    "_native_copy _sentinel _template_engine _transform _type_transform_mapping apply_transforms bool cast convert_custom_scalars convert_mapping_to_dict "
+    "convert_sequence_to_list convert_to_native_values encrypted_string_behavior enumerate float from_value int is_intermediate_iterable "
+    "is_intermediate_mapping is_tagged_on isinstance items origin str t tag tag_copy transform type".split()
+)
+_SAMPLE = {"a": [1, 2.5, True, None, {"b": ["x", {}, []]}], 3: "y"}
 
 
 @contextlib.contextmanager
 def quick_results() -> t.Iterator[None]:
     """While active, results are copied for callbacks by C."""
+    with _copies(), _natives():
+        yield
+
+
+@contextlib.contextmanager
+def _copies() -> t.Iterator[None]:
     stock = [getattr(task_result, name, None) for name in _NAMES]
     if None in stock:
         yield
@@ -94,3 +117,32 @@ def uncopied_results(tqm: t.Any) -> t.Iterator[None]:
         tqm.send_callback = stock
         for plugin, methods in before:
             plugin._implemented_callback_methods = methods
+
+
+@contextlib.contextmanager
+def _natives() -> t.Iterator[None]:
+    stock = getattr(utils_vars, "transform_to_native_types", None)
+    if stock is None or not makes_native_as_known(stock):
+        yield
+        return
+
+    def transform_to_native_types(value: object, redact: bool = True) -> t.Any:
+        copy = _core.native_copy(value)
+        return stock(value, redact) if copy is NotImplemented else copy
+
+    utils_vars.transform_to_native_types = transform_to_native_types
+    try:
+        yield
+    finally:
+        utils_vars.transform_to_native_types = stock
+
+
+def makes_native_as_known(stock: t.Any) -> bool:
+    """Whether core's function is the one that is known, and copies native values."""
+    visitor = getattr(_json, "AnsibleVariableVisitor", None)
+    parts: list[tuple[str, t.Any]] = [("_early_visit", _EARLY), ("_visit", _VISIT), ("_visit_key", {"visit_keys"})]
+    used = [(stock, _NATIVE), *((getattr(visitor, name, len), names) for name, names in parts)]
+    inlined = {"_visit", "_visit_key"}  # comprehensions, from Python 3.12 on
+    if any(set(getattr(getattr(function, "__code__", None), "co_names", ())) - inlined != names for function, names in used):
+        return False
+    return repr(stock(_SAMPLE)) == repr(_SAMPLE)

@@ -21,6 +21,8 @@ from ansible.playbook.block import Block
 from ansible.playbook.task import Task
 from ansible.utils.sentinel import Sentinel
 
+from .readers import plain_getter
+
 _GET: t.Any = FieldAttribute.__get__
 _GET_OWN: t.Any = Attribute.__get__
 _SET: t.Any = Attribute.__set__
@@ -78,8 +80,9 @@ def _keywords(cls: t.Any) -> tuple[_Inherited, ...] | None:
         targets = (key,) if attribute.alias is None else (key, f"_{attribute.alias}")
         if kind.__set__ is not _SET or any(target in base.__dict__ for base in cls.__mro__ for target in targets):
             return None
-        own = kind.__get__ is _GET_OWN
-        plain = (own or kind.__get__ is _GET) and not hasattr(cls, f"_get_attr_{attribute.name}")
+        getter = plain_getter(kind)
+        own = getter is _GET_OWN
+        plain = (own or getter is _GET) and not hasattr(cls, f"_get_attr_{attribute.name}")
         taken = plain and not getattr(attribute, "extend", False)
         # Put together from nothing it is an empty list, and so must be the default.
         quick = taken or (plain and attribute.default is list)

@@ -2,9 +2,12 @@
 
 import contextlib
 import copy
+import sys
 
 import pytest
+from ansible import constants as C
 from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.attribute import Attribute, FieldAttribute
 from ansible.playbook.base import FieldAttributeBase
 from ansible.playbook.play import Play
 from ansible.playbook.play_context import PlayContext
@@ -14,8 +17,8 @@ from ansible.template import Templar
 from ansible.utils.sentinel import Sentinel
 from ansible.vars.manager import VariableManager
 
-from churten import compat
-from churten.compat import keywords
+from churten import _core, compat
+from churten.compat import keywords, readers
 
 PLAY = {
     "name": "the {{ play }}",
@@ -161,3 +164,90 @@ def test_a_keyword_without_a_value_is_still_refused():
         with keywords.remembered_attributes(), pytest.raises(Exception) as ours:
             task.copy().post_validate(templar)
         assert str(ours.value) == str(stock.value)
+
+
+def test_reading(play):
+    """Every keyword of every object, squashed or not, there or not, reads as ever; what is read for the first time is kept as ever."""
+
+    def read(thing):
+        out = {}
+        for name, attribute in type(thing).fattributes.items():
+            try:
+                out[name] = shown(getattr(thing, name)), shown(type(attribute).__get__(attribute, thing, type(thing)))
+            except Exception as ex:
+                out[name] = repr(ex)
+        return out, sorted(thing.__dict__)
+
+    def several():
+        for thing in things(play):
+            yield thing
+            bare = thing.copy()
+            for name in list(type(thing).fattributes)[::3]:
+                bare.__dict__.pop(f"_{name}", None)
+            yield bare
+            if hasattr(thing, "squash"):
+                squashed = thing.copy()
+                squashed.squash()
+                yield squashed
+
+    stock = [read(thing) for thing in several()]
+    with readers.quick_reads():
+        assert isinstance(FieldAttribute.__dict__["__get__"], _core.Reader) and isinstance(Attribute.__dict__["__get__"], _core.Reader)
+        assert [read(thing) for thing in several()] == stock
+        assert [read(thing) for thing in several()] == stock
+        assert isinstance(Task.connection, str) or Task.connection is None
+    assert not isinstance(FieldAttribute.__get__, _core.Reader) and not isinstance(Attribute.__get__, _core.Reader)
+
+
+def test_a_class_that_reads_in_its_own_way_does():
+    class Own(Task):
+        def _get_attr_delay(self):
+            return 77
+
+        _retries = 5
+
+    with readers.quick_reads():
+        task = Own().load_data({"command": "/bin/true", "delay": 3, "poll": 4}, loader=DataLoader(), variable_manager=None)
+        assert (task.delay, task.retries, task.poll) == (77, 5, 4)
+        task._poll = Sentinel
+        assert task.poll == C.DEFAULT_POLL_INTERVAL
+        del task._poll
+        assert task.poll == C.DEFAULT_POLL_INTERVAL
+
+
+def test_a_reader_keeps_nothing():
+    class Thing:
+        pass
+
+    def stock(attribute, thing, cls):
+        return "stock"
+
+    attribute, thing, value = object(), Thing(), object()
+    calls = []
+
+    def keys(cls):
+        calls.append(cls)
+        return {id(attribute): "_x"}
+
+    reader = _core.Reader(stock, ("_a", "_b"), keys, Sentinel)
+    before = sys.getrefcount(value), sys.getrefcount(stock), sys.getrefcount(thing)
+    thing._x = value
+    for _ in range(100):
+        assert reader(attribute, thing, Thing) == "stock"
+    thing._b = True
+    for _ in range(100):
+        assert reader(attribute, thing, Thing) is value
+        assert reader(object(), thing, Thing) == "stock"
+        assert reader(attribute, None, Thing) == "stock"
+    thing._x = Sentinel
+    assert reader(attribute, thing, Thing) == "stock"
+    del thing._x
+    assert reader(attribute, thing, Thing) == "stock"
+    assert calls == [Thing]
+    assert (sys.getrefcount(value), sys.getrefcount(stock), sys.getrefcount(thing)) == before
+    broken = _core.Reader(stock, (), lambda cls: 1 / 0, Sentinel)
+    with pytest.raises(ZeroDivisionError):
+        broken(attribute, thing, Thing)
+    with pytest.raises(TypeError):
+        _core.Reader(stock, (), lambda cls: None, Sentinel)(attribute, thing, Thing)
+    assert _core.Reader(stock, (), keys, Sentinel)(attribute, 5, int) == "stock"
