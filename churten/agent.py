@@ -1688,6 +1688,10 @@ class SubAgent:
         self.out, self.outbuf, self.inbuf = None, bytearray(), bytearray()
         self.state, self.asked, self.kill_at = "become", False, None
         self.command = None
+        # Whoever has work to do answers a PING; after that many seconds twice in vain
+        # it stands still (0: nobody asks).
+        self.patience = number(self.one(b"alive_ms"), 0) / 2000.0
+        self.under_way, self.quiet, self.pinged = set(), None, False
         timeout = number(self.one(b"timeout_ms"), 0) / 1000.0
         self.deadline = time.monotonic() + timeout if timeout else None
         self.start()
@@ -1828,7 +1832,9 @@ class SubAgent:
                     raise ProtocolError("agent of an agent of an agent")
                 if kind == T_HELLO and self.request is not None:
                     self.on_hello(bytes(self.inbuf[at + HEADER.size : end]))
-                else:
+                elif kind != T_PONG or request:
+                    if kind in (T_EXIT, T_FAILED):
+                        self.under_way.discard(request)
                     part = self.inbuf[at:end]
                     struct.pack_into(">H", part, 6, self.index)
                     self.agent.out += part
@@ -1839,6 +1845,20 @@ class SubAgent:
             self.gone("agent", "protocol error of the sub-agent: %s" % error)
             return
         del self.inbuf[:at]
+        self.quiet, self.pinged = None, False
+        self.listen()
+
+    def listen(self):
+        if self.patience and self.under_way and self.quiet is None:
+            self.quiet = time.monotonic() + self.patience
+
+    def on_quiet(self, now):
+        if self.pinged:
+            silent = int(2 * self.patience)
+            self.gone("unreachable", "no answer for %d seconds" % silent)
+            return
+        self.pinged, self.quiet = True, now + self.patience
+        self.forward(T_PING, 0, bytearray(frame(T_PING, b"churten")))
 
     def on_hello(self, body):
         items = unpack(body)
@@ -1847,9 +1867,12 @@ class SubAgent:
         )
         self.request = self.deadline = None
 
-    def forward(self, header_and_body):
+    def forward(self, kind, request, header_and_body):
         struct.pack_into(">H", header_and_body, 6, 0)
         self.outbuf += header_and_body
+        if kind in (T_RUN, T_EXEC, T_PUT, T_FETCH):
+            self.under_way.add(request)
+            self.listen()
         self.write()
 
     def write(self, fd=None, events=0):
@@ -1904,10 +1927,12 @@ class SubAgent:
             self.fail("agent", "agent", said)
 
     def next_time(self):
-        times = [t for t in (self.deadline, self.kill_at) if t is not None]
+        times = [t for t in (self.deadline, self.kill_at, self.quiet) if t is not None]
         return min(times) if times else None
 
     def on_time(self, now):
+        if self.quiet is not None and now >= self.quiet:
+            self.on_quiet(now)
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
             what = "become" if self.state == "become" else "agent"
@@ -1956,7 +1981,7 @@ class SubAgent:
         is not up yet knows nothing of that and gets TERM."""
         if self.state != "up" and self.pid is not None:
             self.kill(signal.SIGTERM)
-        self.state, self.deadline = "gone", None
+        self.state, self.deadline, self.quiet = "gone", None, None
         self.agent.subs.pop(self.index, None)
         self.agent.break_links(self.index)
         self.close_stdin()
@@ -2346,7 +2371,7 @@ class Agent:
         elif kind == T_CLOSE and request == 0:
             sub.stop()
         else:
-            sub.forward(part)
+            sub.forward(kind, request, part)
 
     def on_frame(self, kind, flags, index, request, body):
         if kind in (T_DATA, T_WINDOW, T_CANCEL):

@@ -365,10 +365,13 @@ class Pool:
 
         `stdin`: what to stream after it (bytes or a file). `sink`: called with each chunk of FETCH. `deadline_s`: seconds
         until it is cancelled and PoolFailure of class `cancelled` is raised. `payload`: for RUN, the module's key and what
-        makes the items of its PAYLOAD. `early`: do not wait until the agent has started. Raises PoolFailure; an exception
-        thrown into the wait cancels the request.
+        makes the items of its PAYLOAD. `early`: do not wait until the agent has started, only until the session is open: the
+        slot may be lent until then, and what runs on a host needs one. Raises PoolFailure; an exception thrown into the wait
+        cancels the request.
         """
         self._refresh()
+        if early:
+            self.opened(session)
         self._owner(session)
         pending = Pending(kind, session, agent, body if isinstance(body, bytes) else self._core.pack(body))
         pending.payload = payload

@@ -239,30 +239,84 @@ def test_a_timeout_of_a_task_that_has_lent_its_worker(fresh, everywhere, hole, s
 
 
 AFTER_A_TIMEOUT = """
-- hosts: all:!here
+- hosts: all
   gather_facts: false
   tasks:
-    - command: sleep 2
+    - command: sleep 1
       name: one
-      loop: [hole, here]
-      delegate_to: "{{ inventory_hostname if item == 'hole' else 'here' }}"
-      timeout: "{{ 1 if item == 'hole' else 60 }}"
+      loop: [1, 2]
+      timeout: "{{ 1 if item == 1 else 60 }}"
       ignore_errors: true
 """
 
 
+def pass_on(source, sink):
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def gate(everywhere):
+    """gate(count, seconds): that many addresses of the sshd that take connections and let nothing through until so long after the last one came."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(server, come, opened):
+            with contextlib.suppress(OSError):
+                while True:
+                    client = stack.enter_context(server.accept()[0])
+                    come.release()
+                    threading.Thread(target=through, args=(client, opened), daemon=True).start()
+
+        def through(client, opened):
+            opened.wait(60)
+            target = stack.enter_context(socket.create_connection(("127.0.12.40", everywhere.server.port), 20))
+            target.settimeout(None)
+            threading.Thread(target=pass_on, args=(target, client), daemon=True).start()
+            pass_on(client, target)
+
+        def make(count, seconds):
+            come, opened = threading.Semaphore(0), threading.Event()
+            servers = [stack.enter_context(socket.create_server(("127.0.12.41", 0))) for _ in range(count)]
+            for server in servers:
+                stack.callback(server.shutdown, socket.SHUT_RDWR)
+                threading.Thread(target=serve, args=(server, come, opened), daemon=True).start()
+
+            def open_later():
+                for _ in range(count):
+                    come.acquire(timeout=60)
+                time.sleep(seconds)
+                opened.set()
+
+            threading.Thread(target=open_later, daemon=True).start()
+            return [server.getsockname()[1] for server in servers]
+
+        yield make
+
+
 @pytest.mark.row("A2")
-def test_a_worker_that_was_lent_is_needed_for_the_next_item(fresh, everywhere, hole):
-    """The timeout ends an item that had lent its worker: no more items than workers run at any time."""
-    port = free_port("127.0.12.9")
-    lines = []
-    for n in range(5):
-        hole(f"127.0.12.{30 + n}", port)
-        lines.append(everywhere.line(f"hole{n}", ansible_host=f"127.0.12.{30 + n}", ansible_port=port))
-    lines.append(everywhere.line("here", ansible_host="127.0.12.40"))
-    run = fresh(AFTER_A_TIMEOUT, *lines, ANSIBLE_FORKS="2", ANSIBLE_TIMEOUT="30", **FREE)
+def test_a_worker_that_was_lent_is_needed_for_the_next_item(fresh, everywhere, gate):
+    """The timeout ends an item that had lent its worker: the items after it run on no more workers than there are."""
+    lines = [everywhere.line(f"slow{n}", ansible_host="127.0.12.41", ansible_port=port) for n, port in enumerate(gate(5, 3))]
+    run = fresh(AFTER_A_TIMEOUT, *lines, ANSIBLE_VERBOSITY="4", ANSIBLE_FORKS="2", ANSIBLE_TIMEOUT="30", **FREE)
     items = [line["result"]["results"] for line in run.results if line["task"] == "one"]
-    assert len(items) == 5 and all(first["failed"] and "timed out" in first["msg"].lower() for first, _second in items), run.text
-    assert all("start" in second for _first, second in items), items
+    assert len(items) == 5 and run.text.count("engine: fiber") == 5, run.text
+    assert all(first["failed"] and "timed out" in first["msg"].lower() and "start" in second for first, second in items), run.text
     edges = sorted((second[edge], step) for _first, second in items for edge, step in (("start", 1), ("end", -1)))
-    assert max(sum(step for _time, step in edges[: n + 1]) for n in range(len(edges))) == 2
+    assert max(sum(step for _time, step in edges[: n + 1]) for n in range(len(edges))) <= 2
+
+
+SLEEP = "- hosts: all\n  gather_facts: false\n  tasks:\n    - {name: one, %s: date +%%s.%%N; sleep 0.5; date +%%s.%%N}\n"
+
+
+@pytest.mark.row("A2")
+@pytest.mark.parametrize("strategy, action", [("linear", "shell"), ("free", "shell"), ("free", "raw")])
+def test_no_more_hosts_at_work_than_workers_while_all_are_connected_to(fresh, everywhere, strategy, action):
+    """Connections are made beside the workers; what runs on the hosts is not."""
+    lines = [everywhere.line(f"fine{n}", ansible_host=f"127.0.12.{50 + n}") for n in range(10)]
+    run = fresh(SLEEP % action, *lines, ANSIBLE_FORKS="2", ANSIBLE_STRATEGY=f"churten.core.{strategy}")
+    assert run.rc == 0, run.text
+    edges = sorted((float(time), step) for line in run.results for time, step in zip(line["result"]["stdout_lines"], (1, -1)))
+    assert len(edges) == 20 and max(sum(step for _time, step in edges[: n + 1]) for n in range(len(edges))) <= 2

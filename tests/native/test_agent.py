@@ -1187,6 +1187,31 @@ SUDO = dict(
 )
 
 
+def test_a_sub_agent_that_stands_still(agent):
+    """A silent command is none; whoever nobody listens to any more is told so."""
+    command = agent_client.bootstrap().sub_command(sys.executable)
+    for index, patience in ((1, "1000"), (2, "0")):
+        started = agent.wait(start_sub(agent, command, index, alive_ms=patience))
+        assert started.kind == "STARTED", started
+    items = [item.decode() for item in started.items]
+    pids = [int(dict(zip(items[::2], items[1::2]))["pid"])]
+    long = agent.request("EXEC", pack("sleep 3; echo $PPID", "", 0, "null", "sh"), 1)
+    done = agent.wait(long)
+    assert (done.kind, done.rc) == ("EXIT", 0)
+    pids.insert(0, int(done.stdout))
+    requests = [agent.request("EXEC", pack("sleep 0.5", "", 0, "null", "sh"), index) for index in (1, 2)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    while True:
+        kind, request, index, _flags, body = agent.frame(timeout=20)
+        if kind == "FAILED":
+            break
+    failure = [item.decode() for item in unpack(body)]
+    assert (index, request, failure[0]) == (1, 0, "unreachable") and "no answer for 1 seconds" in failure[2]
+    os.kill(pids[1], signal.SIGCONT)
+    assert agent.wait(requests[1]).rc == 0  # nobody had asked for that one
+
+
 @pytest.mark.parametrize("form", ["password", "none needed", "no prompt expected"])
 def test_sub_agent(agent, python, form):
     spec = dict(SUDO, become_password="secret")
