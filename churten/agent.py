@@ -707,16 +707,18 @@ def login_child(agent, command, environ):
     exec_child(agent, argv, env, path)
 
 
-def do_in_child(act, plain, environ):
-    """Ends the child if that could do it without a shell."""
+def do_in_child(act, plain, environ, flag=None):
+    """Ends the child if that could do it without a shell, and says so in `flag`."""
     try:
         if not plain.holds(environ):
             return
-        said = act(plain)
+        said = act.do(plain)
     except (OSError, ValueError, KeyError):
         return
     while said:
         said = said[os.write(1, said) :]
+    if flag is not None:
+        flag[0] = 1
     os._exit(0)
 
 
@@ -876,17 +878,44 @@ def teach(learn, known):
 # if all goes well. Else the child becomes the shell, as for any other command; how
 # far it has come makes no difference to that (`mkdir -p` finds what is there, `rm
 # -f` what is left), and the words of a failure are the shell's. It is a child of
-# its own because a folder of a hung file server must not hold the agent.
+# its own because a folder of a hung file server must not hold the agent. Only what
+# is quick in a folder that such a child made just now is done without any.
 
 SHELL_LEAD, SHELL_TAIL = b"/bin/sh -c '", b" && sleep 0'"
 SHELL_PATH = rb"(?:/[\w.+:@%=,-]+)+"
 SHELL_NAME = rb"ansible-tmp-[0-9.]+-[0-9]+-[0-9]+"
-SHELL_PATTERNS = []  # (act, compiled pattern), once made
+SHELL_PATTERNS = []  # (work, compiled pattern), once made
+QUICK_FILES, QUICK_BYTES = 8, 16 * 1024 * 1024
+
+
+class Act:
+    """One of these texts: what does it, and with what."""
+
+    def __init__(self, work, groups):
+        self.work, self.groups = work, groups
+
+    def do(self, plain):
+        """Returns what the shell would print, or raises."""
+        return self.work(plain, *self.groups)
+
+    def makes(self):
+        """The folder that it makes, or None."""
+        return self.groups[1] if self.work is shell_folder else None
+
+    def is_quick(self, made):
+        """Whether it is a matter of moments in folders that were `made` just now."""
+        if self.work is shell_permit:
+            paths = [path.rstrip(b"/") for path in self.groups[1].split()]
+            return all(path in made or os.path.dirname(path) in made for path in paths)
+        if self.work is not shell_remove or self.groups[0] not in made:
+            return False
+        with os.scandir(self.groups[0]) as entries:
+            sizes = [entry.stat(follow_symlinks=False).st_size for entry in entries]
+        return len(sizes) <= QUICK_FILES and sum(sizes) <= QUICK_BYTES
 
 
 def shell_act(command):
-    """What does the work of one of these texts: a function of a Plain that returns
-    what the shell would print, or raises. None for any other command."""
+    """The Act that `command` is; None for any other command."""
     if not command.startswith(SHELL_LEAD) or not command.endswith(SHELL_TAIL):
         return None
     import re
@@ -908,7 +937,7 @@ def shell_act(command):
     for act, pattern in SHELL_PATTERNS:
         found = pattern.fullmatch(text)
         if found is not None and not re.search(rb"/\.\.?(?:[/ `]|$)", text):
-            return lambda plain: act(plain, *found.groups())
+            return Act(act, found.groups())
     return None
 
 
@@ -1119,6 +1148,7 @@ class Process:
         self.drain_until = self.quiet_until = None
         self.truncated = 0
         self.learn = None
+        self.makes = self.flag = None  # a folder; whether the child made it itself
         self.on_end = None  # called with the wait status instead of EXIT
 
     def start(self, child, stdin=None):
@@ -1296,6 +1326,8 @@ class Process:
         self.deadline = None
         if self.learn is not None:
             self.agent.learned(self)
+        if self.flag is not None:
+            self.agent.made_folder(self)
         now = time.monotonic()
         for fd in list(self.pipes):
             self.read(fd, 4 * WINDOW)
@@ -2015,6 +2047,7 @@ class Agent:
         self.ending = self.killed = False  # killed: by a signal
         self.stale = False  # the interpreter's file has changed
         self.plain, self.probed = None, float("-inf")  # a Plain; when it was asked for
+        self.made = {}  # folder that a child made itself -> when
         self.signalled = False
 
     # descriptors
@@ -2521,15 +2554,24 @@ class Agent:
         job = Process(self, request, number(timeout_ms))
         self.jobs[request] = job
 
+        job.begun = time.monotonic()
         act = plain = None
         if shell == b"login" and stdin == b"null" and not items[1]:
             act = shell_act(command)
         if act is not None:
             plain = self.plain_shell()
+        if plain is not None and self.do_here(act, plain):
+            self.send(T_ACCEPTED, b"", request)
+            self.exit_zero(job)
+            return
+        if plain is not None and act.makes():
+            import mmap
+
+            job.makes, job.flag = act.makes(), mmap.mmap(-1, 1)
 
         def child():
             if plain is not None:
-                do_in_child(act, plain, env)
+                do_in_child(act, plain, env, job.flag)
             if shell == b"login":
                 login_child(self, os.fsdecode(command), env)
             exec_child(self, ["sh", "-c", os.fsdecode(command)], env, "/bin/sh")
@@ -2546,6 +2588,31 @@ class Agent:
             except Failure:
                 del self.jobs[Probe.NUMBER]
         return self.plain
+
+    MADE_FOR = 10.0  # seconds
+
+    def made_folder(self, job):
+        """A child has looked at the account's shells, and made a folder itself: what
+        comes for that folder within seconds needs no second look."""
+        if job.flag[0]:
+            now = time.monotonic()
+            self.made = {p: t for p, t in self.made.items() if now - t < self.MADE_FOR}
+            self.made[job.makes] = now
+        job.flag.close()
+        job.flag = None
+
+    def do_here(self, act, plain):
+        """Does what is quick without a child. It may wait for a file server, but no
+        longer than the PUT before it, which writes into that folder from here."""
+        now = time.monotonic()
+        made = [p for p, t in self.made.items() if now - t < self.MADE_FOR]
+        try:
+            if not made or not act.is_quick(made):
+                return False
+            act.do(plain)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def on_put(self, request, body):
         path, mode, _ = unpack(body, 3)[:3]

@@ -421,3 +421,58 @@ def test_an_account_with_another_shell(home, monkeypatch):
     agent.Plain.now({"HOME": "/"})
     with pytest.raises(ValueError):
         agent.Plain.now({"HOME": "/", "BASH_ENV": "/x"})
+
+
+# ------------------------------------------- what follows a folder's making
+
+
+def test_a_folder_and_what_follows(texts, tmp_path):
+    """Made by a child, then permissions and removal by the agent itself; what is not quick or fails by others."""
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    with AgentClient(env=env) as client:
+
+        def run(*words, **more):
+            return client.exec(texts(*words, **more), shell="login")
+
+        run("expand_user", "~")
+        time.sleep(1)  # the probe
+        for number, inside in enumerate((None, "file", "folder", "many", "large")):
+            name = NAME[:-1] + str(number)
+            folder = tmp_path / "tmp" / name
+            done = run("mkdtemp", basefile=name, tmpdir=str(tmp_path / "tmp"))
+            assert (done.rc, done.stdout, done.stderr) == (0, f"{name}={folder}\n".encode(), b"")
+            assert client.put(str(folder / ".source"), b"x", "600").rc == 0
+            done = run("chmod", [f"{folder}/", f"{folder}/.source"], "u+rwx")
+            assert (done.rc, done.stdout, done.stderr) == (0, b"", b"") and (folder / ".source").stat().st_mode & 0o777 == 0o700
+            missing = run("chmod", [f"{folder}/missing"], "u+x")
+            assert (missing.rc, missing.stdout, missing.stderr) == alone(f"chmod u+x {folder}/missing", env)
+            for n in range(20 if inside == "many" else 0):
+                (folder / str(n)).touch()
+            if inside == "folder":
+                (folder / "in" / "it").mkdir(parents=True)
+            elif inside == "large":
+                with open(folder / "hole", "wb") as file:
+                    file.truncate(1 << 30)
+            done = run("remove", f"{folder}/", recurse=True)
+            assert (done.rc, done.stdout, done.stderr) == (0, b"", b"")
+            assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_what_is_quick(texts, tmp_path):
+    made = {os.fsencode(tmp_path / NAME): 0.0}
+
+    def quick(*words, **more):
+        return agent.shell_act(os.fsencode(texts(*words, **more))).is_quick(made)
+
+    folder = f"{tmp_path}/{NAME}"
+    os.mkdir(folder)
+    assert quick("chmod", [f"{folder}/", f"{folder}/source"], "u+x")
+    assert not quick("chmod", [f"{folder}/", f"{folder}/in/it"], "u+x")
+    assert not quick("chmod", [f"{folder}/", str(tmp_path)], "u+x")
+    assert not quick("mkdtemp", basefile=NAME, tmpdir=str(tmp_path))
+    assert not quick("expand_user", "~")
+    assert quick("remove", folder + "/", recurse=True)
+    assert not quick("remove", f"{tmp_path}/{NAME}1/", recurse=True)
+    with open(folder + "/large", "wb") as file:
+        file.truncate(agent.QUICK_BYTES + 1)
+    assert not quick("remove", folder + "/", recurse=True)
