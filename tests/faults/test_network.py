@@ -428,7 +428,7 @@ def test_a_channel_on_a_session_that_has_just_died(own_pool, far, top):
         assert talk.final(far.open(talk)).type == OPENED
         victims = children(far.server.process.pid)
         requests = [far.raw(talk, f"echo x >> {mark}-{i}; sleep 0.5; echo fine") for i in range(n % 3)]
-        wait_for(lambda: all(Path(f"{mark}-{i}").exists() for i in range(n % 3)))
+        wait_for(lambda mark=mark, n=n: all(Path(f"{mark}-{i}").exists() for i in range(n % 3)))
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
