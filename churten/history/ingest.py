@@ -38,6 +38,9 @@ class Done:
     busy: bool = False  # somebody else is importing
 
 
+_BATCH = 1000  # results that are kept back at most
+
+
 class Rows:
     """Writes one run."""
 
@@ -79,6 +82,8 @@ class Rows:
                 None if content is None else json.dumps(content, separators=(",", ":"), sort_keys=True),
             )
         )
+        if len(self._batch) >= _BATCH:
+            self.flush()
 
     def play(self, uuid: str, name: str, strategy: str | None = None, slots: int | None = None, at: float | None = None) -> int:
         """The play's row; of a play in batches the first one counts."""

@@ -426,3 +426,18 @@ def test_what_belongs_to_somebody_else(tmp_path):
     os.chown(spot.database, 65534, 65534)
     with pytest.raises(Unusable, match="belongs to somebody else"), store.opened(spot):
         pass
+
+
+def test_a_long_run_is_not_kept_in_memory(tmp_path, monkeypatch):
+    lines = [{"v": 1, "ev": "run", "run": "a" * 16, "started": "2026-11-21T10:11:12.345Z", "playbook": "p", "ansible": "2", "churten": "0", "forks": 5}]
+    known = {"play": "p", "play_uuid": "pu", "task": "t", "uuid": "tu", "action": "x", "role": None, "path": None, "items": None, "queue": None}
+    known |= {"started": "2026-11-21T10:11:12.345Z", "connect": None, "remote": None, "controller": None, "engine": None, "worker": None, "status": "ok"}
+    lines += [{"v": 1, "ev": "result", "run": "a" * 16, "host": f"h{n}", "at": 1.0, "seconds": 1.0} | known for n in range(25)]
+    (tmp_path / "t.log").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(ingest, "_BATCH", 4)
+    kept = []
+    flush = ingest.Rows.flush
+    monkeypatch.setattr(ingest.Rows, "flush", lambda rows: (kept.append(len(rows._batch)), flush(rows)))
+    done = ingest.timing_log(Place(tmp_path / "h"), str(tmp_path / "t.log"))
+    assert (done.runs, done.results) == (1, 25) and kept == [4, 4, 4, 4, 4, 4, 1]
+    assert ask(tmp_path / "h", "SELECT results, (SELECT count(*) FROM results) FROM runs") == [(25, 25)]
