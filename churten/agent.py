@@ -881,7 +881,8 @@ def teach(learn, known):
 # its own because a folder of a hung file server must not hold the agent. Only what
 # is quick in a folder that such a child made just now is done without any.
 
-SHELL_LEAD, SHELL_TAIL = b"/bin/sh -c '", b" && sleep 0'"
+SHELL_LEAD, SHELL_TAIL = b"/bin/sh -c '", b"'"
+SHELL_PAUSE = b" && sleep 0"  # core 2.20 and older put it behind each
 SHELL_PATH = rb"(?:/[\w.+:@%=,-]+)+"
 SHELL_NAME = rb"ansible-tmp-[0-9.]+-[0-9]+-[0-9]+"
 SHELL_PATTERNS = []  # (work, compiled pattern), once made
@@ -934,6 +935,8 @@ def shell_act(command):
             pattern = pattern.replace(b"PATH", SHELL_PATH).replace(b"NAME", SHELL_NAME)
             SHELL_PATTERNS.append((act, re.compile(pattern)))
     text = command[len(SHELL_LEAD) : -len(SHELL_TAIL)]
+    if text.endswith(SHELL_PAUSE):
+        text = text[: -len(SHELL_PAUSE)]
     for act, pattern in SHELL_PATTERNS:
         found = pattern.fullmatch(text)
         if found is not None and not re.search(rb"/\.\.?(?:[/ `]|$)", text):

@@ -34,6 +34,7 @@ ACTIONS: dict[str, frozenset[str]] = {
     "script": frozenset(),
 }
 _PEEK = b'"_diff_peek": true'
+_PAUSES = "sleep 0" in ActionBase._low_level_execute_command.__code__.co_consts  # behind each command
 _CORE = os.path.realpath(os.path.dirname(ansible.plugins.action.__file__))
 
 
@@ -232,5 +233,7 @@ def _removal(action: t.Any, last: frozenset[str], fqn: str, params: bytes) -> st
     executable = action._play_context.executable
     if not action._connection.allow_executable or not executable:
         return None
-    command = shell.append_command(shell.remove(shell.tmpdir, recurse=True), "sleep 0")
+    command = shell.remove(shell.tmpdir, recurse=True)
+    if _PAUSES:
+        command = shell.append_command(command, "sleep 0")
     return f"{executable} -c {shlex.quote(command)}"

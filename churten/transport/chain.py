@@ -35,13 +35,14 @@ _PEEK = b'"_diff_peek": true'  # of ansible.modules.file: looks at a file for a 
 
 # What is sent to a shell as it stands, in no need of quotes.
 _PATH = r"/[\w./+:@%=,-]*"
-_HOME = late.pattern(r"echo ~[\w.-]* && sleep 0", re.ASCII)
+_HOME = late.pattern(r"echo ~[\w.-]*", re.ASCII)
 _FOLDER = late.pattern(
-    rf'\( umask 77 && mkdir -p "` echo ({_PATH}) `"&& mkdir "` echo ({_PATH}) `" && echo ([\w.-]+)="` echo ({_PATH}) `" \) && sleep 0', re.ASCII
+    rf'\( umask 77 && mkdir -p "` echo ({_PATH}) `"&& mkdir "` echo ({_PATH}) `" && echo ([\w.-]+)="` echo ({_PATH}) `" \)', re.ASCII
 )
-_CHMOD = late.pattern(rf"chmod u\+r?w?x(( {_PATH})+) && sleep 0", re.ASCII)
-_READS = late.pattern(r"(?:test -e|echo ~)[^;&|<>$`()]* && sleep 0")
+_CHMOD = late.pattern(rf"chmod u\+r?w?x(( {_PATH})+)", re.ASCII)
+_READS = late.pattern(r"(?:test -e|echo ~)[^;&|<>$`()]*")
 _PLAIN_START = "/bin/sh -c '"
+_PAUSE = " && sleep 0"
 _LINE = late.pattern(rb"/[^\n]*\n")
 
 _homes: dict[tuple[str, str], bytes] = {}  # (session key, command) -> what it printed
@@ -343,14 +344,14 @@ def close_chain(connection: t.Any) -> None:
 
 
 def _inner(cmd: str) -> str | None:
-    """What `cmd` gives to its shell; None for anything but `SHELL -c COMMAND`."""
+    """What `cmd` gives to its shell, without the pause that core 2.20 and older put behind it; None for anything but `SHELL -c COMMAND`."""
     if cmd.startswith(_PLAIN_START) and cmd.count("'") == 2 and cmd[-1] == "'":
-        return cmd[len(_PLAIN_START) : -1]  # what the next lines would find, at less cost
+        return cmd[len(_PLAIN_START) : -1].removesuffix(_PAUSE)  # what the next lines would find, at less cost
     try:
         words = shlex.split(cmd)
     except ValueError:
         return None
-    return words[2] if len(words) == 3 and words[1] == "-c" else None
+    return words[2].removesuffix(_PAUSE) if len(words) == 3 and words[1] == "-c" else None
 
 
 def _answer(client: pool.Pool, pending: pool.Pending) -> Answer:

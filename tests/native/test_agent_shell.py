@@ -25,21 +25,23 @@ import json, shlex, sys
 from ansible.plugins.loader import init_plugin_loader, shell_loader
 init_plugin_loader()
 for line in sys.stdin:
-    method, args, kwargs, tmp = json.loads(line)
+    method, args, kwargs, tmp, pause = json.loads(line)
     shell = shell_loader.get("sh")
     shell.set_options(direct={"remote_tmp": tmp or "~/.ansible/tmp"})
-    command = shell.append_command(getattr(shell, method)(*args, **kwargs), "sleep 0")
+    command = getattr(shell, method)(*args, **kwargs)
+    if pause:
+        command = shell.append_command(command, "sleep 0")
     print(json.dumps("/bin/sh -c " + shlex.quote(command)), flush=True)
 """
 
 
-@pytest.fixture(scope="module")
-def texts():
-    """text(method, *args, tmp=remote_tmp): what core would send for it."""
+@pytest.fixture(scope="module", params=[True, False], ids=["pause", "no pause"])
+def texts(request):
+    """text(method, *args, tmp=remote_tmp): what core would send for it: 2.20 and older with a pause behind it."""
     process = subprocess.Popen([sys.executable, "-c", GENERATE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def text(method, *args, tmp=None, **kwargs):
-        process.stdin.write(json.dumps([method, args, kwargs, tmp]) + "\n")
+        process.stdin.write(json.dumps([method, args, kwargs, tmp, request.param]) + "\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
@@ -314,7 +316,7 @@ def test_other_removals(texts, tmp_path, name, recurse):
     [
         "echo ~root && sleep 0",
         "/bin/bash -c 'echo ~root && sleep 0'",
-        "/bin/sh -c 'echo ~root'",
+        "/bin/sh -c 'echo ~root && sleep 0 && sleep 0'",
         "/bin/sh -c 'echo ~root && sleep 1'",
         "/bin/sh -c 'echo ~root && sleep 0' ",
         "/bin/sh -c 'echo ~root; id && sleep 0'",
