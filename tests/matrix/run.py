@@ -146,11 +146,12 @@ def try_line(row: Row, wanted: str, python: Path, options: argparse.Namespace) -
     if row.imports != "ok":
         row.why = f"see {log}:\n{tail(log)}"
         return
-    if not options.few:
-        tests = [f"tests/plugins/test_{name}.py" for name in ("executor", "payload", "keywords", "wire", "memo", "squash", "templating")]
-        good = run([own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        row.executor = summary(log)
-        row.why = "" if good else failures(log)
+    names = ("executor", "payload", "keywords", "wire", "memo", "squash", "templating", "chains")
+    # Of few: that actions are chained at all, which no result shows.
+    tests = ["tests/plugins/test_chains.py::test_round_trips"] if options.few else [f"tests/plugins/test_{name}.py" for name in names]
+    good = run([own, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], log, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    row.executor = summary(log)
+    row.why = "" if good else failures(log)
     plays = options.plays or ("*" if options.all else ",".join(FEW if options.few else quick_plays()))
     env = {
         **os.environ,
@@ -162,7 +163,7 @@ def try_line(row: Row, wanted: str, python: Path, options: argparse.Namespace) -
     good = run([own, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/differential/test_plays.py"], log, cwd=ROOT, env=env)
     row.plays = summary(log)
     if not good:
-        row.why = failures(log)
+        row.why = "\n".join(filter(None, [row.why, failures(log)]))
     if options.few or options.plays:
         return
     # The line's own integration targets, the five quick ones, from its own source archive.
