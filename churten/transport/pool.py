@@ -37,6 +37,7 @@ ASK_AFTER_S = 30.0
 DEAD_AFTER_S = 30.0
 CONNECT_FOR_S = 6.0  # no new try after that
 GIVEN_UP_FOR_S = 60.0  # where trying takes long, not every task shall pay for it
+ALIVE_MS, ALIVE_COUNT = 15_000, 3  # of a session whose settings say nothing, as in csrc/pool_session.c
 LEND_AFTER_S = 0.05  # of waiting for a connection
 _ZLIB_FROM = 8192
 

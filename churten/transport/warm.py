@@ -351,7 +351,7 @@ class WarmConnection:
                 "input": bootstrap.start_input(nonce),
                 "nonce": nonce,
                 "timeout_ms": route.timeout_ms,
-                "alive_ms": int(route.spec.get("alive_interval_ms") or 0) * int(route.spec.get("alive_count") or 0),
+                "alive_ms": int(route.spec.get("alive_interval_ms") or pool.ALIVE_MS) * int(route.spec.get("alive_count") or pool.ALIVE_COUNT),
                 "become_prompt": built.prompt,
                 "become_password": built.password,
                 "become_success": built.success,
