@@ -30,7 +30,8 @@ _POSITIONAL = ("module_name", "module_path", "module_args", "templar")
 _STAT = ("ansible.legacy.stat", os.path.join(os.path.dirname(ansible.modules.__file__), "stat.py"))
 # What `_execute_remote_stat` asks the module for. These actions of core read of its answer whether the file exists, is a directory or a link, and its checksum;
 # for its type and attributes, which nobody reads, the module would run two programs (`file`, `lsattr`).
-_LOOK = frozenset({"path", "follow", "get_checksum", "get_size", "checksum_algorithm"})
+_LOOK = frozenset({"path", "follow", "get_checksum", "checksum_algorithm"})
+_LOOKS = (_LOOK, _LOOK | {"get_size"})  # 2.16; 2.17 and later
 _LOOKERS = frozenset(os.path.join(os.path.dirname(ansible.plugins.action.__file__), f"{name}.py") for name in ("assemble", "copy", "fetch", "unarchive"))
 _UNREAD = {"get_mime": False, "get_attributes": False}
 
@@ -113,7 +114,7 @@ def _is_a_look(action: t.Any, args: dict[str, t.Any]) -> bool:
     """Whether one of core's own actions looks at a file."""
     if getattr(sys.modules.get(type(action).__module__), "__file__", None) not in _LOOKERS:
         return False
-    return {name for name in args if not name.startswith("_ansible_")} == _LOOK
+    return {name for name in args if not name.startswith("_ansible_")} in _LOOKS
 
 
 @contextlib.contextmanager
