@@ -649,10 +649,13 @@ def spare_needless_waits():
 # ----------------------------------------------------- in the forked child
 
 
-def become_child(agent, stdin, stdout, stderr):
+def become_child(agent, stdin, stdout, stderr, standing=None):
     """First steps of every child: own session, three descriptors, nothing of
     the agent's left open, signals as the agent found them."""
-    os.setsid()
+    if standing is None:
+        os.setsid()
+    else:
+        os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     for signum, handler in agent.signals_at_start.items():
         signal.signal(signum, handler)
@@ -722,7 +725,7 @@ def do_in_child(act, plain, environ, flag=None):
     os._exit(0)
 
 
-def module_child(agent, library, run, learn):
+def module_child(agent, library, run, learn, standing=None):
     """Runs the module as the stock wrapper does, in an interpreter that looks
     as one that has just read that wrapper from its stdin."""
     gc.enable()
@@ -737,6 +740,8 @@ def module_child(agent, library, run, learn):
     known = len(sys.modules)
     if library is not agent.ahead.library:
         agent.ahead.forget()
+    if standing is not None:
+        stand(agent, library, run, standing)
     status = interpreter_exit(lambda: run_module(library, run), learn, known)
     os._exit(status)
 
@@ -795,27 +800,45 @@ def loader_arguments(code, library, run):
 
 def interpreter_exit(main, learn=None, known=0):
     """Calls main and ends as an interpreter ends; returns the exit status."""
-    try:
-        main()
-        status = 0
-    except SystemExit as error:
-        code = error.code
-        if code is None:
-            status = 0
-        elif isinstance(code, int):
-            status = code & 0xFF if -(2**63) <= code < 2**63 else 255
-        else:
-            print(code, file=sys.stderr)
-            status = 1
-    except BaseException as error:
-        status = print_exception(error)
+    status = call_main(main)
     if learn is not None:
         teach(learn, known)
+    return leave(status)
+
+
+def leave(status):
+    """The rest of an interpreter's end; returns the exit status."""
     if "threading" in sys.modules:
         try:
             sys.modules["threading"]._shutdown()
         except BaseException as error:
             print_exception(error)
+    status = wind_up(status)
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return status & 0xFF
+
+
+def call_main(main):
+    """Calls main; returns the exit status an interpreter would have after it."""
+    try:
+        main()
+        return 0
+    except SystemExit as error:
+        code = error.code
+        if code is None:
+            return 0
+        if isinstance(code, int):
+            return code & 0xFF if -(2**63) <= code < 2**63 else 255
+        print(code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        return print_exception(error)
+
+
+def wind_up(status):
+    """What finalization does that can be seen; returns the status, or another."""
     try:
         import atexit
 
@@ -839,10 +862,7 @@ def interpreter_exit(main, learn=None, known=0):
         except Exception:
             if stream is sys.stdout:
                 status = 120
-    if status == -signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    return status & 0xFF
+    return status
 
 
 def print_exception(error):
@@ -866,6 +886,327 @@ def teach(learn, known):
     if 0 < len(names) <= len(learn) - 4:
         learn[4 : 4 + len(names)] = names
         learn[:4] = struct.pack(">I", len(names))
+
+
+# ------------------------------------------------------ the standing child
+
+# Forking a warm interpreter and touching its pages costs a target several times what
+# a module such as `command` or `copy` takes itself. So a child that has run a module of
+# which the client says that all of it is core's own (RUN's `stays`) waits for the next
+# RUN of the same payload, if by then nothing can tell it from a child just forked. That
+# is not believed but looked at, by State.restore(): the names and values of modules, and
+# what the kernel keeps of a process. Globals are put back; anything else that is not as
+# it was, a thread, a process left behind, one descriptor too many, ends the child as
+# any other ends, and the next run gets a new one. Messages to it: u32 length and a
+# body, RUN's own or pack(ACT...); its answer is one byte, the status (RUN), or whether
+# it could (ACT).
+#
+# It is in the agent's session, in a process group of its own: so it can leave that
+# group for a moment and ask whether anybody is still in it.
+
+ACT = b"act"
+STANDING_BODY = 60 * 1024  # what a pipe takes at once; a longer RUN gets a new child
+# Modules whose globals are put back, beside those of ansible; and those in which a
+# difference ends the child. (What others keep are caches that hold as long as any
+# process lives; core's own modules set nothing in them.)
+PUT_BACK = frozenset("__main__ platform sys tempfile".split())
+UNCHANGED = frozenset(
+    "builtins io locale logging os posix random signal socket subprocess time".split()
+)
+CONTAINERS = (dict, list, set, bytearray)
+FUNCTION = type(lambda: 0)
+MEMBER = type(FUNCTION.__dict__["__closure__"])  # a name in __slots__
+
+
+def can_stand():
+    """Whether such children are possible here. With SELinux its library keeps the
+    policy's contexts for the life of a process; without /proc nobody can look; with a
+    terminal a group of its own would be in the background."""
+    if not hasattr(gc, "freeze") or os.path.exists("/sys/fs/selinux/enforce"):
+        return False
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            tty = file.read().rpartition(b")")[2].split()[4]
+        os.listdir("/proc/self/task")
+        return tty == b"0"
+    except (OSError, IndexError):
+        return False
+
+
+def stand(agent, library, run, standing):
+    """Runs the module, and what comes after it, until the state is another. Ends the
+    process."""
+    state = State(agent)
+    while True:
+        status = run_standing(state, library, run)
+        run, answer = None, bytes([status])
+        while run is None:
+            run = next_run(standing, answer)
+            if not isinstance(run, Run):
+                run, answer = None, bytes([act_here(agent, run)])
+        in_working_directory(agent)
+        time.tzset()
+
+
+def run_standing(state, library, run):
+    """Runs the module; returns its status if all is as before, else ends the process."""
+    status = state.in_context(lambda: call_main(lambda: run_module(library, run)))
+    threads = sys.modules["_thread"]._count() if "_thread" in sys.modules else 0
+    if threads or status < 0:
+        os._exit(leave(status))
+    status = wind_up(status) & 0xFF
+    if not state.restore():
+        os._exit(status)
+    return status
+
+
+def next_run(standing, answer):
+    """Says how the last one ended; the next message: a Run, or the items of an ACT."""
+    source, sink = standing.theirs
+    try:
+        os.write(sink, answer)
+        body = receive(source, int.from_bytes(receive(source, 4), "big"))
+        standing.begun[0] = 1
+    except BaseException:  # the agent has gone, or a signal came
+        os._exit(255)
+    items = unpack(body, 1)
+    return items if items[0] == ACT else Run(body)
+
+
+def receive(fd, size):
+    data = b""
+    while len(data) < size:
+        part = os.read(fd, size - len(data))
+        if not part:
+            os._exit(0)
+        data += part
+    return data
+
+
+def act_here(agent, items):
+    """Does an ACT if all is as its Plain says; whether it could."""
+    try:
+        act = shell_act(items[1])
+        plain = Plain(items[2], items[5:], items[3], items[4])
+        in_working_directory(agent)
+        if act is None or not plain.holds(agent.environ):
+            return False
+        said = act.do(plain)
+    except (OSError, ValueError, KeyError):
+        return False
+    while said:
+        said = said[os.write(1, said) :]
+    return True
+
+
+class Picture:
+    """Modules as every child finds them: taken in the agent, where that copies no page
+    of memory for each child, and looked at in children."""
+
+    DEEP = 6
+
+    def __init__(self):
+        self.modules = {}
+        self.globals = []  # (live names, names then, may they be put back?)
+        self.kept = []  # (container, its copy)
+        self.classes = []  # (class, its names)
+        self.slots = []  # (object, name, value)
+        self.caches = []
+        self.seen = {}  # id -> object
+
+    def refresh(self):
+        """Something may have been imported since."""
+        if sys.modules == self.modules:
+            return
+        self.modules = dict(sys.modules)
+        self.globals, self.kept, self.classes, self.slots, self.caches = [], [], [], [], []
+        self.seen = {}
+        for name, module in self.modules.items():
+            ansible = name == "ansible" or name.startswith("ansible.")
+            if ansible or name in PUT_BACK or name in UNCHANGED:
+                live = vars(module)
+                self.globals.append((live, dict(live), name not in UNCHANGED))
+                if ansible:
+                    for value in list(live.values()):
+                        self.look(value, 0)
+        self.seen = {}
+
+    def look(self, value, depth):
+        """Notes what can be changed without changing a global: what is reached from a
+        global name of ansible's."""
+        if id(value) in self.seen or depth > self.DEEP:
+            return
+        kind = type(value)
+        if isinstance(value, type):
+            if not value.__module__.startswith("ansible"):
+                return
+            names = dict(vars(value))
+            self.classes.append((value, names))
+            inside = list(names.values())
+        elif isinstance(value, CONTAINERS):
+            self.kept.append((value, kind.copy(value)))
+            inside = value.values() if isinstance(value, dict) else value
+            inside = [] if isinstance(value, bytearray) else list(inside)
+        elif kind is tuple:
+            inside = list(value)
+        elif kind is FUNCTION:
+            inside = [value.__dict__] if value.__dict__ else []
+            inside += list(value.__defaults__ or ())
+            inside += list((value.__kwdefaults__ or {}).values())
+        elif kind is staticmethod or kind is classmethod:
+            inside = [value.__func__]
+        elif hasattr(kind, "cache_clear"):
+            self.caches.append(value)
+            inside = []
+        elif kind.__module__.startswith("ansible"):
+            inside = [vars(value)] if kind.__dictoffset__ else []
+            for base in kind.__mro__:
+                for name, slot in vars(base).items():
+                    if type(slot) is MEMBER and hasattr(value, name):
+                        inside.append(getattr(value, name))
+                        self.slots.append((value, name, inside[-1]))
+        else:
+            return
+        self.seen[id(value)] = value
+        for item in inside:
+            self.look(item, depth + 1)
+
+    def put_back(self):
+        """Makes globals and containers what they were; False if that is not for us."""
+        for live, then, mine in self.globals:
+            if live != then:
+                if not mine:
+                    return False
+                for name in [name for name in live if name not in then]:
+                    del live[name]
+                live.update(then)
+        for value, then in self.kept:
+            if value != then:
+                if isinstance(value, (list, bytearray)):
+                    value[:] = then
+                else:
+                    value.clear()
+                    value.update(then)
+        for cache in self.caches:
+            cache.cache_clear()
+        return True
+
+    def is_same(self):
+        """Whether all else is what it was."""
+        for value, names in self.classes:
+            if vars(value) != names:
+                return False
+        for value, name, then in self.slots:
+            if getattr(value, name) is not then:
+                return False
+        return sys.modules == self.modules
+
+
+class State:
+    """What a child would carry from one module to the next."""
+
+    def __init__(self, agent):
+        import atexit
+        from contextvars import copy_context
+
+        for name in ("contextvars", "_contextvars"):
+            if name not in agent.picture.modules:
+                sys.modules.pop(name, None)
+        # Handlers of what was imported ahead: none of it has anything to do at exit.
+        # (weakref.finalize believes to have one from its first object on.)
+        atexit._clear()
+        self.copy_context = copy_context
+        self.finalize = getattr(sys.modules.get("weakref"), "finalize", None)
+        self.picture = agent.picture
+        self.group, self.agents_group = os.getpid(), os.getpgid(agent.pid)
+        self.locale = sys.modules.get("locale")
+        self.words = self.locale.setlocale(self.locale.LC_ALL) if self.locale else None
+        self.folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.cwd = self.where()
+        self.umask = os.umask(0o77)
+        os.umask(self.umask)
+        self.process = self.look_at_process()
+        gc.freeze()
+
+    def in_context(self, call):
+        """A new module has a new context."""
+        return self.copy_context().run(call)
+
+    def where(self):
+        try:
+            info = os.stat(".")
+        except OSError:
+            return None
+        return info.st_dev, info.st_ino
+
+    def look_at_process(self):
+        """What the kernel and the interpreter keep, as one value to compare."""
+        streams = (sys.stdin, sys.stdout, sys.stderr)
+        socket = sys.modules.get("socket")
+        return (
+            sorted(os.listdir("/proc/self/fd")),
+            [(info.st_dev, info.st_ino) for info in map(os.fstat, (0, 1, 2))],
+            len(os.listdir("/proc/self/task")),
+            list(os.environ.items()),
+            [signal.getsignal(number) for number in range(1, signal.NSIG)],
+            signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            signal.getitimer(signal.ITIMER_REAL),
+            self.limits(),
+            (os.getresuid(), os.getresgid(), os.getgroups(), os.getpgrp(), os.getsid(0)),
+            os.getpriority(os.PRIO_PROCESS, 0),
+            [(one.fileno(), one.encoding, one.errors) for one in streams],
+            (gc.isenabled(), gc.get_threshold(), list(gc.callbacks)),
+            (sys.getrecursionlimit(), sys.getswitchinterval()),
+            (sys.gettrace(), sys.getprofile()),
+            [list(names) for names in (sys.argv, sys.path, sys.meta_path, sys.path_hooks)],
+            socket.getdefaulttimeout() if socket else None,
+        )
+
+    def limits(self):
+        resource = sys.modules.get("resource")
+        names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+        return [resource.getrlimit(getattr(resource, name)) for name in names]
+
+    def restore(self):
+        """Whether this is now what it was when it was made."""
+        try:
+            return self.nobody_left() and self.put_back() and self.is_same()
+        except Exception:
+            return False
+
+    def nobody_left(self):
+        """No child, and nobody else in the process group."""
+        try:
+            os.waitpid(-1, os.WNOHANG)
+            return False
+        except ChildProcessError:
+            pass
+        os.setpgid(0, self.agents_group)
+        try:
+            os.killpg(self.group, 0)
+            return False
+        except ProcessLookupError:
+            return True
+        finally:
+            os.setpgid(0, 0)
+
+    def put_back(self):
+        if not self.picture.put_back():
+            return False
+        if self.finalize is not None:
+            self.finalize._registered_with_atexit = False
+        if "syslog" in sys.modules:
+            sys.modules["syslog"].closelog()
+        if self.words is not None:
+            self.locale.setlocale(self.locale.LC_ALL, self.words)
+        os.umask(self.umask)
+        os.fchdir(self.folder)
+        return True
+
+    def is_same(self):
+        if self.where() != self.cwd or not self.picture.is_same():
+            return False
+        return self.look_at_process() == self.process
 
 
 # ---------------------------------------------- what core asks of every shell
@@ -1152,11 +1493,15 @@ class Process:
         self.truncated = 0
         self.learn = None
         self.makes = self.flag = None  # a folder; whether the child made it itself
+        self.standing = None  # the Standing that this child is or may become
+        self.otherwise = None  # what to do if a standing child did not do it
+        self.is_act = self.said_accepted = False
         self.on_end = None  # called with the wait status instead of EXIT
 
-    def start(self, child, stdin=None):
+    def start(self, child, stdin=None, standing=None):
         """Forks; `child` is called in the child and must not return. stdin:
-        None for /dev/null, bytes to begin with (END by close_stdin)."""
+        None for /dev/null, bytes to begin with (END by close_stdin). standing:
+        what the child may become."""
         agent, pipes = self.agent, []
         try:
             for _ in range(2 if stdin is None else 3):
@@ -1168,7 +1513,7 @@ class Process:
             if self.pid == 0:
                 try:
                     in_r = pipes[2][0] if stdin is not None else None
-                    become_child(agent, in_r, out_w, err_w)
+                    become_child(agent, in_r, out_w, err_w, standing)
                     child()
                 except BaseException as error:
                     os.write(2, ("agent's child: %r\n" % error).encode())
@@ -1179,10 +1524,15 @@ class Process:
                 for fd in pair:
                     agent.own_fds.discard(fd)
                     os.close(fd)
+            if standing is not None:
+                standing.gone()
             raise Failure("agent", "agent", "cannot start a process: %s" % error)
         self.begun = begun
         agent.close(out_w)
         agent.close(err_w)
+        if standing is not None:
+            self.standing = standing
+            standing.started(self, (out_r, err_r))
         for fd, stream in ((out_r, STDOUT), (err_r, STDERR)):
             os.set_blocking(fd, False)
             self.pipes[fd] = stream
@@ -1198,8 +1548,46 @@ class Process:
             self.deadline = begun + self.timeout
         self.accepted()
 
+    def take(self, standing, message):
+        """Instead of start(): gives `message` to a child that stands. False: it could
+        not be given, and the child has gone."""
+        self.begun = time.monotonic()
+        if not standing.give(self, message):
+            return False
+        self.standing, self.pid = standing, standing.pid
+        for fd, stream in zip(standing.fds, (STDOUT, STDERR)):
+            self.pipes[fd] = stream
+            self.agent.watch(fd, select.POLLIN, self.on_output)
+        if self.timeout:
+            self.deadline = self.begun + self.timeout
+        return True
+
+    def stood(self, said):
+        """The child has done it, and stands: all it wrote is in the pipes."""
+        if self.cancelled or self.kill_at is not None:
+            return  # it is being killed
+        standing, self.standing, self.pid = self.standing, None, None
+        for fd in list(self.pipes):
+            self.read(fd, 4 * WINDOW)
+            self.agent.unwatch(fd)
+        whole = len(self.pipes) == 2
+        self.pipes.clear()
+        standing.stands(whole)
+        otherwise, self.otherwise = self.otherwise, None
+        if not self.is_act:
+            self.ended((said, 0))
+        elif said:
+            self.accepted()
+            if self.makes:
+                self.agent.made_folder(self.makes)
+            self.ended((0, 0))
+        else:
+            self.again(otherwise)
+
     def accepted(self):
-        self.agent.send(T_ACCEPTED, b"", self.request)
+        if not self.said_accepted:
+            self.said_accepted = True
+            self.agent.send(T_ACCEPTED, b"", self.request)
 
     # stdin
 
@@ -1275,7 +1663,7 @@ class Process:
             most -= len(data)
             if self.drain_until:
                 self.quiet_until = time.monotonic() + self.QUIET
-            if len(data) < 4096 and self.status is None:
+            if len(data) < 4096 and self.status is None and self.pid is not None:
                 return  # the rest can wait for the next turn
 
     def send_output(self, keep):
@@ -1327,10 +1715,15 @@ class Process:
         self.elapsed = int((time.monotonic() - self.begun) * 1e6)
         self.status = status
         self.deadline = None
+        if self.standing is not None and self.left_standing():
+            return
         if self.learn is not None:
             self.agent.learned(self)
         if self.flag is not None:
-            self.agent.made_folder(self)
+            if self.flag[0]:
+                self.agent.made_folder(self.makes)
+            self.flag.close()
+            self.flag = None
         now = time.monotonic()
         for fd in list(self.pipes):
             self.read(fd, 4 * WINDOW)
@@ -1339,6 +1732,29 @@ class Process:
         for fd in self.pipes:
             self.agent.watch(fd, select.POLLIN, self.on_output)
         self.maybe_answer()
+
+    def left_standing(self):
+        """The child has gone. One that stood, and had not begun with this, was killed
+        for another reason: whether the request begins anew."""
+        standing, self.standing = self.standing, None
+        otherwise, self.otherwise = self.otherwise, None
+        begun = standing.begun[0]
+        standing.gone()
+        if otherwise is None:
+            return False
+        if begun or self.cancelled:
+            self.accepted()
+            return False
+        self.close_fds()
+        self.status = None
+        self.again(otherwise)
+        return True
+
+    def again(self, otherwise):
+        try:
+            otherwise()
+        except Failure as failure:
+            self.agent.fail(self.request, failure)
 
     def maybe_answer(self):
         full = max(len(buffer) for buffer in self.buffers.values())
@@ -1462,6 +1878,135 @@ class Probe(Process):
         self.agent.plain = Plain(lines[0], lines[3:7], lines[7], lines[8])
 
 
+class Standing:
+    """A child that may run a module more than once; see "the standing child".
+
+    lent (to a Process) -> idle (between two) -> leaving -> reaped, or lent -> gone
+    with the Process, which reaps it as any other child."""
+
+    IDLE = 15.0  # seconds an idle one is kept
+    MOST = 4  # idle ones
+
+    zombie, status = False, None
+
+    def __init__(self, agent, key):
+        self.agent, self.key = agent, key
+        self.pid = self.job = self.until = self.kill_at = None
+        self.fds = ()  # the pipes of its output
+        self.theirs = self.ours = ()  # where it reads and writes; where we do
+        import mmap
+
+        self.begun = mmap.mmap(-1, 1)  # it has what it was given
+        try:
+            (its_in, our_out), (our_in, its_out) = os.pipe(), os.pipe()
+        except OSError as error:
+            raise Failure("agent", "agent", "cannot start a process: %s" % error)
+        self.theirs, self.ours = (its_in, its_out), (our_in, our_out)
+        agent.own_fds.update(self.ours)
+
+    def started(self, job, fds):
+        for fd in self.theirs:
+            os.close(fd)
+        self.theirs = ()
+        self.job, self.pid, self.fds = job, job.pid, fds
+        for fd in self.ours:
+            os.set_blocking(fd, False)
+        self.agent.watch(self.ours[0], select.POLLIN, self.on_control)
+
+    def give(self, job, message):
+        """Lends it to `job`; whether it took the message."""
+        self.agent.idle.remove(self)
+        self.begun[0] = 0
+        try:
+            sent = os.write(self.ours[1], struct.pack(">I", len(message)) + message)
+        except OSError:
+            sent = 0
+        if sent != len(message) + 4 or self.reaped():
+            self.leave()
+            return False
+        self.job, self.until = job, None
+        return True
+
+    def on_control(self, fd, events):
+        try:
+            said = os.read(fd, 2)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        if len(said) == 1 and self.job is not None:
+            self.job.stood(said[0])
+        elif self.job is not None:
+            self.close_control()  # it is ending; SIGCHLD will say how
+        else:
+            self.agent.idle.remove(self)
+            self.leave()
+
+    def stands(self, whole):
+        """Its Process is done with it; `whole`: its pipes are open."""
+        self.job = None
+        if not whole or self.agent.ending or self.key[0] != self.agent.ahead.age:
+            self.leave()
+            return
+        idle = self.agent.idle
+        idle.append(self)
+        self.until = time.monotonic() + self.IDLE
+        same = [one for one in idle if one.key == self.key]
+        if len(same) > 2 or len(idle) > self.MOST:
+            oldest = same[0] if len(same) > 2 else idle[0]
+            idle.remove(oldest)
+            oldest.leave()
+
+    def gone(self):
+        """Its Process has reaped it, and closes its pipes."""
+        self.close_control()
+        self.begun.close()
+        self.pid = self.job = None
+
+    def close_control(self):
+        for fd in self.ours:
+            self.agent.close(fd)
+        for fd in self.theirs:
+            os.close(fd)
+        self.ours = self.theirs = ()
+
+    def leave(self):
+        """Ends it: it is idle, and goes when nobody holds the other end."""
+        self.close_control()
+        self.begun.close()
+        for fd in self.fds:
+            if fd in self.agent.own_fds:
+                self.agent.close(fd)
+        self.until, self.kill_at = None, time.monotonic() + 2.0
+        if self.pid is not None:
+            self.agent.leaving.append(self)
+
+    def reaped(self):
+        try:
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
+                self.pid = None
+        except ChildProcessError:
+            self.pid = None
+        return self.pid is None
+
+    def on_sigchld(self):
+        if self.job is None and self.pid is not None and self.reaped():
+            if self in self.agent.idle:
+                self.agent.idle.remove(self)
+                self.leave()
+
+    def next_time(self):
+        return self.until if self.until is not None else self.kill_at
+
+    def on_time(self, now):
+        if self.until is not None:
+            self.agent.idle.remove(self)
+            self.leave()
+        elif self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.kill_at = None
+
+
 class Run:
     """The fields of a RUN frame."""
 
@@ -1478,6 +2023,8 @@ class Run:
 
             self.secrets = json.loads(text(items[8]))
         self.temp = os.fsdecode(items[9])
+        self.stays = items[10:11] == [b"1"]
+        self.body = body
 
 
 def environment(item):
@@ -2039,6 +2586,8 @@ class Agent:
         self.sweep_at, self.sweep_where = None, set()  # places of libraries
         self.subs = {}  # agent number -> SubAgent
         self.leaving = []  # killed, but not reaped yet
+        self.idle = []  # Standing children, the one longest idle first
+        self.may_stand, self.picture = False, Picture()
         self.payloads = {}
         self.libraries = []
         self.chains = {}  # token -> Chain, oldest first
@@ -2110,6 +2659,7 @@ class Agent:
         import fcntl
 
         global AT_START
+        self.pid, self.may_stand = os.getpid(), can_stand()
         AT_START = frozenset(sys.modules)
         self.dont_write_bytecode = sys.dont_write_bytecode
         sys.dont_write_bytecode = True
@@ -2230,7 +2780,7 @@ class Agent:
     def everyone(self):
         """All that have a child process."""
         jobs = [job for job in self.jobs.values() if isinstance(job, Process)]
-        return jobs + list(self.subs.values()) + self.leaving
+        return jobs + list(self.subs.values()) + self.leaving + self.idle
 
     def fetches(self):
         if len(self.out) > WINDOW:
@@ -2268,7 +2818,7 @@ class Agent:
                     job.close_stdin()
                 else:
                     job.stop()
-            else:
+            elif isinstance(job, Process):
                 job.alone()
         while not self.killed and (self.subs or self.leaving or self.jobs):
             self.turn(self.next_time())
@@ -2280,13 +2830,15 @@ class Agent:
                 job.drop()
                 del self.jobs[request]
         self.unwatch(self.control_in)
+        while self.idle:
+            self.idle.pop().leave()
         if not self.killed:
             self.outlive()
         jobs = self.everyone()
         for job in jobs:
             if isinstance(job, SubAgent):
                 job.stop()
-            elif job.pid is not None and job.status is None:
+            elif isinstance(job, Process) and job.pid is not None and job.status is None:
                 job.cancel()
         until = time.monotonic() + 3.5
         while time.monotonic() < until:
@@ -2493,7 +3045,35 @@ class Agent:
 
             learn = job.learn = mmap.mmap(-1, 65536)
             job.payload = payload
+        if learn is None and run.stays and library is self.ahead.library and self.may_stand:
+            key = self.ahead.age, run.key, run.module, run.form, run.env, run.rlimit_nofile
+
+            def begin():
+                self.picture.refresh()
+                standing = Standing(self, key)
+                job.start(
+                    lambda: module_child(self, library, run, None, standing), None, standing
+                )
+
+            if self.given(job, key, run.body, begin):
+                job.accepted()
+            else:
+                begin()
+            return
         job.start(lambda: module_child(self, library, run, learn))
+
+    def given(self, job, key, message, otherwise):
+        """Whether an idle child of that key (None: any in the agent's environment) has
+        taken it. otherwise: called if the child turns out not to have begun."""
+        if len(message) > STANDING_BODY:
+            return False
+        for standing in self.idle[::-1]:
+            if standing.key == key or (key is None and not standing.key[4]):
+                if job.take(standing, message):
+                    job.otherwise = otherwise
+                    return True
+                return False
+        return False
 
     def prepare(self, payload, run):
         """Before the fork: the zip file, compiled code, imports done ahead."""
@@ -2567,10 +3147,24 @@ class Agent:
             self.send(T_ACCEPTED, b"", request)
             self.exit_zero(job)
             return
-        if plain is not None and act.makes():
+        if plain is not None:
+            job.makes = act.makes()
+
+        def begin():
+            self.start_exec(job, items, env, act, plain)
+
+        if plain is not None and self.idle:
+            words = [ACT, command, plain.marks, plain.path, plain.home]
+            job.is_act = self.given(job, None, pack(words + list(plain.programs)), begin)
+        if not job.is_act:
+            begin()
+
+    def start_exec(self, job, items, env, act, plain):
+        command, stdin, shell = items[0], items[3], items[4]
+        if job.makes:
             import mmap
 
-            job.makes, job.flag = act.makes(), mmap.mmap(-1, 1)
+            job.flag = mmap.mmap(-1, 1)
 
         def child():
             if plain is not None:
@@ -2594,15 +3188,12 @@ class Agent:
 
     MADE_FOR = 10.0  # seconds
 
-    def made_folder(self, job):
+    def made_folder(self, path):
         """A child has looked at the account's shells, and made a folder itself: what
         comes for that folder within seconds needs no second look."""
-        if job.flag[0]:
-            now = time.monotonic()
-            self.made = {p: t for p, t in self.made.items() if now - t < self.MADE_FOR}
-            self.made[job.makes] = now
-        job.flag.close()
-        job.flag = None
+        now = time.monotonic()
+        self.made = {p: t for p, t in self.made.items() if now - t < self.MADE_FOR}
+        self.made[path] = now
 
     def do_here(self, act, plain):
         """Does what is quick without a child. It may wait for a file server, but no

@@ -94,7 +94,7 @@ _asks_for_terminal: dict[tuple[str | None, ...], bool] = {}
 
 
 # Variables of options that the built-in plugins do not have.
-OWN_VARIABLES = ("ansible_churten_transport", "ansible_churten_become")
+OWN_VARIABLES = ("ansible_churten_transport", "ansible_churten_become", "ansible_churten_standing")
 
 
 class OwnVariables:

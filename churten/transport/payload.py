@@ -20,9 +20,11 @@ import io
 import json
 import re
 import shlex
+import sys
 import typing as t
 import zipfile
 import zlib
+from pathlib import Path
 
 from churten import late
 from churten.transport import bootstrap
@@ -57,6 +59,13 @@ _ZIP_MAX = 16 << 20  # the protocol's limit for a PAYLOAD frame
 _PARAMS_MAX = 2 << 20  # larger ones would be a host's whole share of the pool's memory
 _zips: dict[bytes, _Zip] = {}
 
+# Modules of core that do their work and keep nothing in their process: several of them may run in one, one after the other (docs/protocol.md, `stays`).
+_STAYING = frozenset(
+    f"ansible.modules.{name}"
+    for name in "assemble async_status blockinfile command copy file find getent lineinfile ping replace slurp stat tempfile".split()
+)
+_MADE_BY_CORE = frozenset({"ansible/__init__.py", "ansible/module_utils/__init__.py"})  # written into each archive
+
 
 class _Zip:
     """One module archive: its bytes and the facts of its contents that do not change from run to run."""
@@ -66,6 +75,7 @@ class _Zip:
         with zipfile.ZipFile(io.BytesIO(self.data)) as archive:
             self.entries = sorted((i.filename, i.CRC, i.file_size) for i in archive.infolist())
         self.keys: dict[str, str] = {}
+        self._stays: dict[str, bool] = {}
         self._compiled: bytes | None = None
         self._packed: dict[bool, list[bytes]] = {}
 
@@ -90,6 +100,27 @@ class _Zip:
             self.keys[fqn] = hashlib.sha256(whole).hexdigest()
         return self.keys[fqn]
 
+    def stays(self, fqn: str) -> bool:
+        """Whether a process may run this module more than once: it is one of those, and every file is as ansible-core installed it (a play may bring others
+        of the same names)."""
+        if fqn not in _STAYING:
+            return False
+        if fqn not in self._stays:
+            self._stays[fqn] = all(name in _MADE_BY_CORE or _installed(name) == (crc, size) for name, crc, size in self.entries)
+        return self._stays[fqn]
+
+
+def _installed(name: str) -> tuple[int, int] | None:
+    """CRC and size of the file of ansible-core that an archive calls `name`."""
+    core = sys.modules.get("ansible")
+    if core is None:
+        return None
+    try:
+        data = Path(core.__path__[0]).parent.joinpath(name).read_bytes()
+    except OSError:
+        return None
+    return zlib.crc32(data), len(data)
+
 
 def _zip(text: bytes) -> _Zip:
     """The archive written as `text`; decoded once per process."""
@@ -112,6 +143,9 @@ class Module:
     rlimit_nofile: int
     form: str  # "219" or "218"
     secrets: str  # JSON list, or empty for none
+
+    def stays(self) -> bool:
+        return self.archive.stays(self.fqn)
 
     def payload(self, magic: str) -> tuple[str, t.Callable[[], list[str | bytes]]]:
         """Key and items of the PAYLOAD frame for an agent whose HELLO says (or will probably say) `magic`: with compiled code if it is for that Python."""

@@ -392,7 +392,8 @@ class WarmConnection:
             # The first module goes out with the agent that is to run it: nobody waits for its HELLO.
             items = module.payload(client.magic(session, agent, command.interpreter) or payload.MAGIC)
             body: list[str | bytes] = [items[0], module.fqn, module.params, module.profile, "\0".join(command.env)]
-            body += [str(module.rlimit_nofile), "0", module.form, module.secrets, ""]
+            stays = "1" if module.stays() and self.get_option("churten_standing") else ""  # type: ignore[attr-defined]
+            body += [str(module.rlimit_nofile), "0", module.form, module.secrets, "", stays]
             self._log(3, f"churten: RUN {module.fqn} on agent {agent} ({route.transport})")
             reply = self._call_module(route, client, (session, agent), module, body, items)
             return _as_shell(self._result(reply), reply)
@@ -667,7 +668,7 @@ def changes_accounts(fqn: str, text: bytes) -> bool:
 @functools.lru_cache(maxsize=256)
 def agent_key(interpreter: str, prefix: str) -> str:
     """The key of a login agent."""
-    return pool.spec_key({"interpreter": interpreter, "prefix": prefix, "links": 1})
+    return pool.spec_key({"interpreter": interpreter, "prefix": prefix, "links": 1, "stays": 1})
 
 
 def session_identity(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

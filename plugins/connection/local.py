@@ -35,6 +35,18 @@ options:
       - name: CHURTEN_BECOME
     vars:
       - name: ansible_churten_become
+  churten_standing:
+    description:
+      - Whether a child of the Python process on the target that has run one of core's own modules (C(command), C(copy), C(file), C(stat) and their like)
+        may run it again, if nothing tells it from a new child. With V(false) each module gets a new child.
+    type: bool
+    default: true
+    ini:
+      - {section: churten, key: standing}
+    env:
+      - name: CHURTEN_STANDING
+    vars:
+      - name: ansible_churten_standing
 extends_documentation_fragment:
   - churten.core.local
 """
