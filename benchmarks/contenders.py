@@ -65,6 +65,7 @@ def all_contenders() -> list[Contender]:
         Contender("churten linear", {"ANSIBLE_STRATEGY": "churten.core.linear"}, missing=_without("strategy/linear")),
         Contender("churten free", {"ANSIBLE_STRATEGY": "churten.core.free"}, missing=_without("strategy/free")),
         Contender("remote floor", kind="floor"),
+        Contender("remote floor standing", kind="floor"),
     ]
 
 

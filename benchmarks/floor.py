@@ -168,12 +168,12 @@ class Remote:
             return False
         return True
 
-    def start(self, task: dict[str, list[str]], payloads: Callable[[str], bytes]) -> None:
+    def start(self, task: dict[str, tuple[str, bytes]], payloads: Callable[[str], bytes]) -> None:
         """Sends the task's RUN, the payload before the first that needs it."""
         key, run = task.get(self.magic or "") or task[""]
         parts = [] if key in self._sent else [frame(PAYLOAD, payloads(key))]
         self._sent.add(key)
-        self.write(b"".join([*parts, frame(RUN, base64.b64decode(run), self.done + 1)]))
+        self.write(b"".join([*parts, frame(RUN, run, self.done + 1)]))
 
     def read(self) -> list[tuple[int, int, bytes]]:
         """The frames that have come: (type, request, body)."""
@@ -210,16 +210,21 @@ class Remote:
 
 
 class Floor:
-    """All hosts of a spec: {hosts: {name: argv}, forks, warm, tasks: directory of `prepare`, errors: directory}."""
+    """All hosts of a spec: {hosts: {name: argv}, forks, warm, standing: whether a module's child may run it again, tasks: directory of `prepare`,
+    errors: directory}."""
 
     def __init__(self, spec: dict) -> None:
         self.spec = spec
-        self.tasks = json.loads(Path(spec["tasks"], "tasks.json").read_text())
+        more = ["1"] if spec["standing"] else []
+        self.tasks = [
+            {magic: (key, pack([*unpack(base64.b64decode(run)), *more])) for magic, (key, run) in task.items()}
+            for task in json.loads(Path(spec["tasks"], "tasks.json").read_text())
+        ]
         self.payloads = functools.cache(lambda key: Path(spec["tasks"], f"{key}.payload").read_bytes())
         self.remotes: list[Remote] = []
         self.deadline = time.monotonic() + PATIENCE_S
 
-    def fan_out(self, tasks: list[dict[str, list[str]]]) -> None:
+    def fan_out(self, tasks: list[dict[str, tuple[str, bytes]]]) -> None:
         """Every task on every host; hosts that are not connected yet are. A host keeps its place in the line between two tasks."""
         names = list(self.spec["hosts"])
         line = collections.deque(range(len(names)))

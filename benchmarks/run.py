@@ -163,6 +163,7 @@ class Bench:
             "hosts": {name: self.world.ssh(name, login) for name in names},
             "forks": self.scenario.forks,
             "warm": warm,
+            "standing": "standing" in contender.name,
             "tasks": str(tasks),
             "errors": str(own),
         }

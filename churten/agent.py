@@ -915,6 +915,10 @@ UNCHANGED = frozenset(
 )
 CONTAINERS = (dict, list, set, bytearray)
 FUNCTION = type(lambda: 0)
+NOTHING_INSIDE = frozenset(
+    [str, bytes, int, float, bool, type(None), type(sys), type(len), frozenset]
+)
+NOT_DEEP = "ansible.module_utils.six"  # its names are found when they are asked for
 MEMBER = type(FUNCTION.__dict__["__closure__"])  # a name in __slots__
 
 
@@ -1018,18 +1022,24 @@ class Picture:
         """Something may have been imported since."""
         if sys.modules == self.modules:
             return
-        self.modules = dict(sys.modules)
-        self.globals, self.kept, self.classes, self.slots, self.caches = [], [], [], [], []
-        self.seen = {}
+        known, self.modules = self.modules, dict(sys.modules)
+        if any(self.modules.get(name) is not module for name, module in known.items()):
+            known = {}
+        if not known:
+            self.kept, self.classes, self.slots, self.caches, self.seen = [], [], [], [], {}
+        self.globals = []
+        self.kept = [(value, type(value).copy(value)) for value, _ in self.kept]
+        self.classes = [(value, dict(vars(value))) for value, _ in self.classes]
+        self.slots = [(value, name, getattr(value, name)) for value, name, _ in self.slots]
         for name, module in self.modules.items():
             ansible = name == "ansible" or name.startswith("ansible.")
+            if not isinstance(module, type(sys)):
+                continue
             if ansible or name in PUT_BACK or name in UNCHANGED:
                 live = vars(module)
                 self.globals.append((live, dict(live), name not in UNCHANGED))
-                if ansible:
-                    for value in list(live.values()):
-                        self.look(value, 0)
-        self.seen = {}
+                if ansible and name not in known and not name.startswith(NOT_DEEP):
+                    self.look_inside(list(live.values()), 0)
 
     def look(self, value, depth):
         """Notes what can be changed without changing a global: what is reached from a
@@ -1068,8 +1078,12 @@ class Picture:
         else:
             return
         self.seen[id(value)] = value
-        for item in inside:
-            self.look(item, depth + 1)
+        self.look_inside(inside, depth + 1)
+
+    def look_inside(self, values, depth):
+        for value in values:
+            if type(value) not in NOTHING_INSIDE:
+                self.look(value, depth)
 
     def put_back(self):
         """Makes globals and containers what they were; False if that is not for us."""
@@ -2588,6 +2602,7 @@ class Agent:
         self.leaving = []  # killed, but not reaped yet
         self.idle = []  # Standing children, the one longest idle first
         self.may_stand, self.picture = False, Picture()
+        self.is_picture_due = False
         self.payloads = {}
         self.libraries = []
         self.chains = {}  # token -> Chain, oldest first
@@ -2776,6 +2791,9 @@ class Agent:
             if fetch.ready():
                 fetch.pump()
         self.flush()
+        if self.is_picture_due and not self.jobs:
+            self.is_picture_due = False
+            self.take_picture()
 
     def everyone(self):
         """All that have a child process."""
@@ -3049,8 +3067,8 @@ class Agent:
             key = self.ahead.age, run.key, run.module, run.form, run.env, run.rlimit_nofile
 
             def begin():
-                self.picture.refresh()
-                standing = Standing(self, key)
+                self.take_picture()
+                standing = Standing(self, key) if self.may_stand else None
                 job.start(
                     lambda: module_child(self, library, run, None, standing), None, standing
                 )
@@ -3061,6 +3079,12 @@ class Agent:
                 begin()
             return
         job.start(lambda: module_child(self, library, run, learn))
+
+    def take_picture(self):
+        try:
+            self.picture.refresh()
+        except Exception:  # an object that cannot be looked at
+            self.may_stand = False
 
     def given(self, job, key, message, otherwise):
         """Whether an idle child of that key (None: any in the agent's environment) has
@@ -3096,6 +3120,8 @@ class Agent:
             except (SyntaxError, ValueError):
                 pass  # the child will say so
         self.ahead.prepare(payload, run.module, run.form)
+        # The next of its kind may stand: time for it when nobody waits.
+        self.is_picture_due = run.stays and payload.runs == 1 and self.may_stand
 
     def new_library(self, run):
         name = "ansible_%s_payload" % run.module.rpartition(".")[2]
