@@ -6,16 +6,19 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import agent_client
 import pytest
 from agent_client import AgentClient, build, wait_until
 from test_agent import MODULE, PROBE, PROBE_IMPORTS, become, children_of, gone, make_module, plain, start_sub
 
+PYTHON = os.environ.get("CHURTEN_TEST_PYTHON", sys.executable)  # the target's
+
 
 @pytest.fixture
 def agent():
-    with AgentClient() as client:
+    with AgentClient(PYTHON) as client:
         yield client
 
 
@@ -133,7 +136,7 @@ def test_the_next_one_finds_a_new_process(agent, dirty, name):
 def test_what_a_new_process_finds(agent, custom):
     """A module that stands sees the same as under stock."""
     wrapper = custom(PROBE, PROBE_IMPORTS)
-    _, out, _ = wrapper.stock()
+    _, out, _ = wrapper.stock(PYTHON)
     stock = json.loads(out)
     pid = stand(agent, wrapper)
     found = json.loads(run(agent, wrapper).stdout)
@@ -295,7 +298,7 @@ def test_killing(agent, custom, tmp_path, way):
 @pytest.mark.parametrize("way", ["closed", "killed"])
 def test_none_is_left(custom, way):
     wrapper = custom("pass")
-    client = AgentClient()
+    client = AgentClient(PYTHON)
     pid = stand(client, wrapper)
     if way == "killed":
         os.kill(int(client.hello["pid"]), signal.SIGKILL)
@@ -311,7 +314,7 @@ def test_an_idle_one_goes(custom, tmp_path, monkeypatch):
     monkeypatch.setattr(bootstrap, "_agent_source", lambda: source)
     monkeypatch.setattr(bootstrap, "_input_parts", bootstrap._make_parts)
     wrapper = custom("pass")
-    with AgentClient() as client:
+    with AgentClient(PYTHON) as client:
         pid = stand(client, wrapper)
         assert wait_until(lambda: gone(pid))
         assert run(client, wrapper).rc == 0
@@ -330,15 +333,13 @@ def test_packages_installed_meanwhile(agent, custom, tmp_path):
     """The agent forgets what it has imported: so do those that stand."""
     wrapper = custom("result['pid'] = os.getpid()", "import os")
     pid = stand(agent, wrapper)
-    import site
-
-    folder = next(path for path in site.getsitepackages() if os.path.isdir(path))
-    os.utime(folder)
+    code = "import os, site; os.utime(next(path for path in site.getsitepackages() if os.path.isdir(path)))"
+    subprocess.run([PYTHON, "-c", code], check=True)
     assert json.loads(run(agent, wrapper).stdout)["pid"] != pid
 
 
 def test_for_another_account(agent):
-    started = agent.wait(start_sub(agent, become("COMMAND"), become_success="BECOME-SUCCESS-abc"))
+    started = agent.wait(start_sub(agent, become("COMMAND", PYTHON), become_success="BECOME-SUCCESS-abc"))
     assert started.kind == "STARTED", started
     items = [item.decode() for item in started.items]
     sub = dict(zip(items[::2], items[1::2]))["pid"]
@@ -388,5 +389,5 @@ def test_time_zone(agent, custom):
 
 
 def time_zone(name):
-    done = subprocess.run(["python3", "-c", "import time; print(*time.tzname)"], env={**os.environ, "TZ": name}, capture_output=True, text=True)
+    done = subprocess.run([PYTHON, "-c", "import time; print(*time.tzname)"], env={**os.environ, "TZ": name}, capture_output=True, text=True)
     return done.stdout.split()

@@ -392,7 +392,7 @@ def test_documentation(collections, plugin):
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, cwd=PLAYBOOK.parent)
         found[name] = next(iter(json.loads(done.stdout).values()))["doc"]["options"]
     theirs, ours = found.values()
-    assert set(ours) - set(theirs) == {"churten_transport", "churten_become"}
+    assert set(ours) - set(theirs) == {"churten_transport", "churten_become", "churten_standing"}
     for name, option in theirs.items():
         for kind in ("ini", "env", "vars", "type", "choices"):
             got, want = ours[name].get(kind), option.get(kind)
