@@ -248,23 +248,30 @@ def settings_for(request: Request, files: ConfigFiles | None = None) -> tuple[Se
         and _ADDRESS.fullmatch(request.host) is not None
         and not request.host.startswith("-")
     )
-    base = _ask([argv[0], "-F", "none"], "localhost", None)
-    if not one_for_all:
-        return _ask(argv, request.host, files), base
-    assert plain is not None
+    base = _Question([argv[0], "-F", "none"], "localhost", None)  # beside the other one
+    try:
+        return _of_host(request, argv, plain if one_for_all else None, port, user, files), base.answer()
+    finally:
+        base.forget()
+
+
+def _of_host(request: Request, argv: list[str], plain: list[str] | None, port: str | None, user: str | None, files: ConfigFiles) -> Settings:
+    """What `ssh -G` says for this host. `plain`: `argv` without `port` and `user`, where the answer for one host is the answer for all."""
+    if plain is None:
+        return _ask(argv, request.host, files)
     key = ("shared", *plain, *(":".join(s) for s in files.state))
     answer = _settings.get(key)
     if answer is None:
         answer = _ask(plain, request.host, files)
         if answer.get("hostname") != [request.host.lower()]:
-            return _ask(argv, request.host, files), base
+            return _ask(argv, request.host, files)
         _settings[key] = answer
     changed = {"host": [request.host], "hostname": [request.host.lower()], "port": port, "user": user}
     return {
         **answer,
         **{k: [v] for k, v in changed.items() if isinstance(v, str)},
         **{k: v for k, v in changed.items() if isinstance(v, list)},
-    }, base
+    }
 
 
 _files: dict[tuple[str, ...], ConfigFiles] = {}
@@ -314,45 +321,71 @@ def _split_off(argv: list[str]) -> tuple[list[str] | None, str | None, str | Non
     return rest, port, user
 
 
-def _ask(argv: list[str], host: str, files: ConfigFiles | None) -> Settings:
-    key = ("one", *argv, host)
-    answer = _settings.get(key)
-    if answer is not None:
-        return answer
-    executable = shutil.which(argv[0])
-    if executable is None:
-        raise OSError(f"{argv[0]} was not found")
-    found = os.stat(executable)
-    state = [
-        executable,
-        found.st_ino,
-        found.st_size,
-        found.st_mtime_ns,
-        os.getuid(),
-        argv[1:],
-        host,
-        files.state if files else None,
-    ]
-    name = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-    keep = files is None or not files.by_moment
-    text = runtime.cache_get(name) if keep else None
-    if text is None:
-        done = subprocess.run(
-            [executable, "-G", *argv[1:], "--", host],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=RESOLVE_TIMEOUT_S,
-            text=True,
-            errors="surrogateescape",
-            check=False,
+class _Question:
+    """One call of `ssh -G`, under way until `answer` is asked for."""
+
+    def __init__(self, argv: list[str], host: str, files: ConfigFiles | None):
+        self.key = ("one", *argv, host)
+        self.process: subprocess.Popen[str] | None = None
+        self.known = _settings.get(self.key)
+        if self.known is not None:
+            return
+        executable = shutil.which(argv[0])
+        if executable is None:
+            raise OSError(f"{argv[0]} was not found")
+        found = os.stat(executable)
+        state = [
+            executable,
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            os.getuid(),
+            argv[1:],
+            host,
+            files.state if files else None,
+        ]
+        self.name = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        self.keep = files is None or not files.by_moment
+        text = runtime.cache_get(self.name) if self.keep else None
+        if text is not None:
+            self.known = _settings[self.key] = parse(text)
+            return
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [executable, "-G", *argv[1:], "--", host], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="surrogateescape"
         )
-        if done.returncode != 0 or "\nhostname " not in "\n" + done.stdout:
-            raise ValueError(f"ssh -G failed: {done.stderr.strip()[-200:]}")
-        text = done.stdout
-        if keep:
-            runtime.cache_put(name, text)
-    answer = _settings[key] = parse(text)
-    return answer
+
+    def answer(self) -> Settings:
+        """OSError, ValueError or SubprocessError if it says nothing."""
+        if self.process is not None:
+            process, self.process = self.process, None
+            try:
+                text, errors = process.communicate(timeout=RESOLVE_TIMEOUT_S)
+            except BaseException:
+                _end(process)
+                raise
+            if process.returncode != 0 or "\nhostname " not in "\n" + text:
+                raise ValueError(f"ssh -G failed: {errors.strip()[-200:]}")
+            if self.keep:
+                runtime.cache_put(self.name, text)
+            self.known = _settings[self.key] = parse(text)
+        assert self.known is not None
+        return self.known
+
+    def forget(self) -> None:
+        """Nobody wants the answer."""
+        if self.process is not None:
+            _end(self.process)
+            self.process = None
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def _ask(argv: list[str], host: str, files: ConfigFiles | None) -> Settings:
+    return _Question(argv, host, files).answer()
 
 
 def parse(text: str) -> Settings:

@@ -37,13 +37,14 @@ def forget():
 def asked(monkeypatch):
     """The argument lists of every `ssh -G` that is really run."""
     calls = []
-    real = subprocess.run
+    real = options._Question.answer
 
-    def run(argv, **words):
-        calls.append(argv)
-        return real(argv, **words)
+    def answer(question):
+        if question.process is not None:
+            calls.append(question.process.args)
+        return real(question)
 
-    monkeypatch.setattr(options.subprocess, "run", run)
+    monkeypatch.setattr(options._Question, "answer", answer)
     return calls
 
 
