@@ -51,23 +51,37 @@ RECAP = re.compile(r"(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+fa
 
 
 def shown(text):
-    """By task and host what the default callback printed: [status, items]. And the numbers of the recap by host."""
-    found, task, last, recap = {}, "", None, {}
+    """By task and host what the default callback printed: [status, items]. And the numbers of the recap by host.
+
+    A loop with failed items has no line of its own: "...ignoring" stands below its task's banner, whatever host's line is above. Whose loop it was cannot
+    be told, so it is counted: as many as there are loops with failed items, and all of them are ignored.
+    """
+    found, task, alone, recap, ignored = {}, "", None, {}, {}
     for line in text.splitlines():
         if match := HEAD.match(line):
-            task = match[1]
+            task, alone = match[1], None
         elif match := LINE.match(line):
             status = "unreachable" if match[3] == "UNREACHABLE" else WORDS[match[1]]
             last = found.setdefault((task, match[2]), [[], 0])
+            alone = last if match[1] == "fatal" and not match[4] else None
             if match[4]:
                 last[0].append(status)
                 last[1] += 1
             elif not last[1]:  # a loop's own line says nothing new
                 last[0] = [status]
-        elif line.startswith("...ignoring") and last is not None:
-            last[0] = ["ignored"]
+        elif line.startswith("...ignoring"):
+            if alone is None:
+                ignored[task] = ignored.get(task, 0) + 1
+            else:
+                alone[0] = ["ignored"]
+            alone = None
         elif match := RECAP.match(line):
             recap[match[1]] = [int(number) for number in match.groups()[1:]]
+    for looped, times in ignored.items():
+        failed = [one for (task, _), one in found.items() if task == looped and one[1] and "failed" in one[0]]
+        assert len(failed) == times, (looped, text)
+        for one in failed:
+            one[0] = ["ignored"]
     ranks = ["skipped", "ok", "changed", "ignored", "failed", "unreachable"]
     return {key: (max(statuses, key=ranks.index), items or None) for key, (statuses, items) in found.items()}, recap
 
