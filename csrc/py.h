@@ -4,7 +4,8 @@
  *
  * Each py_<type>.c adds its type or functions to the module in a function
  * ch_py_<type>_setup(module), listed once in py_module.c. Our types are
- * final heap types, so PyType_GetModuleState(Py_TYPE(op)) is always right.
+ * heap types, and final but for Tally, so PyType_GetModuleState(Py_TYPE(op))
+ * is always right.
  */
 #ifndef CH_PY_H
 #define CH_PY_H
@@ -17,6 +18,7 @@
 typedef struct {
     PyObject *error;       /* churten._core.Error, owned */
     PyObject *facts_share; /* churten._core.FactsShare, owned */
+    PyObject *stamp_names; /* tuple of attributes' names, owned */
 } ch_state;
 
 /* Raises the exception for code (a negative enum ch_err); what names the
@@ -32,6 +34,8 @@ int ch_py_isolate_setup(PyObject *module);
 int ch_py_reader_setup(PyObject *module);
 int ch_py_results_setup(PyObject *module);
 int ch_py_sched_setup(PyObject *module);
+int ch_py_stamps_setup(PyObject *module);
+int ch_py_tally_setup(PyObject *module);
 int ch_py_timings_setup(PyObject *module);
 
 #endif

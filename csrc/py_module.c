@@ -13,6 +13,8 @@ static int (*const setups[])(PyObject *module) = {
     ch_py_reader_setup,
     ch_py_results_setup,
     ch_py_sched_setup,
+    ch_py_stamps_setup,
+    ch_py_tally_setup,
     ch_py_timings_setup,
     NULL,
 };
@@ -82,6 +84,7 @@ core_traverse(PyObject *module, visitproc visit, void *arg)
 
     Py_VISIT(state->error);
     Py_VISIT(state->facts_share);
+    Py_VISIT(state->stamp_names);
     return 0;
 }
 
@@ -92,6 +95,7 @@ core_clear(PyObject *module)
 
     Py_CLEAR(state->error);
     Py_CLEAR(state->facts_share);
+    Py_CLEAR(state->stamp_names);
     return 0;
 }
 

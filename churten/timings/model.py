@@ -6,9 +6,10 @@ parallel strategy it exceeds the wall time), and its span is wall time from the 
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import math
+
+from churten import _core
 
 from .rows import Rows
 
@@ -66,22 +67,10 @@ class Item:
     delegated: str | None = None
 
 
-@dataclasses.dataclass(slots=True)
-class Figures:
-    """What is shown of a task, a play, a role or a host."""
+class Figures(_core.Tally):
+    """What is shown of a task, a play, a role or a host: csrc/py_tally.c counts. `phases`, `times` and `hosts` are None where they are not wanted."""
 
-    name: str
-    path: str | None = None
-    count: int = 0
-    sum_s: float = 0.0
-    first_s: float = 0.0
-    last_s: float = 0.0
-    max_s: float = -1.0
-    max_host: str = ""
-    worst: int = -1  # index in STATUSES
-    phases: dict[str, float | None] | None = None  # sums, where they are wanted; a None inside: of no result known
-    times: array.array[float] | None = None  # one per result, where percentiles are wanted
-    hosts: set[str] | None = None  # where they are counted
+    __slots__ = ()
 
     @property
     def span_s(self) -> float:
@@ -98,29 +87,6 @@ class Figures:
         ordered = sorted(self.times or ())
         return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else 0.0
 
-    def add(self, result: Result) -> None:
-        """Count one result."""
-        end = result.at + result.seconds
-        if not self.count or result.at < self.first_s:
-            self.first_s = result.at
-        if not self.count or end > self.last_s:
-            self.last_s = end
-        self.count += 1
-        self.sum_s += result.seconds
-        if self.times is not None:
-            self.times.append(result.seconds)
-        if self.hosts is not None:
-            self.hosts.add(result.host)
-        if (rank := _RANK.get(result.status, -1)) > self.worst:
-            self.worst = rank
-        if self.phases is not None:
-            for name in PHASES:
-                if (seconds := getattr(result, name)) is not None:
-                    self.phases[name] = (self.phases[name] or 0.0) + seconds
-        if result.seconds > self.max_s:
-            self.max_s = result.seconds
-            self.max_host = result.host
-
 
 class Model:
     """The figures of one run. What makes a row of tasks: rows.py."""
@@ -131,31 +97,38 @@ class Model:
         self.roles: dict[str, Figures] = {}
         self.hosts: dict[str, Figures] = {}
         self.slots = 0  # how many tasks could run at once, in the play that had most; 0: not known
-        self.phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self.phased_s = 0.0  # seconds of the results whose phases are known
+        self.run = Figures("", phases=True)  # of the results whose phases are known
         self.total_s: float | None = None  # wall time of the run, once it ended
         self._rows = Rows()
 
     def add(self, result: Result) -> None:
         """Count one result for its task, its play and the run."""
         row, _ = self._rows.find(result)
+        play_uuid, role, host = result.play_uuid, result.role or NO_ROLE, result.host
         if row == len(self.rows):
-            self.rows.append(Figures(result.task, result.path, times=array.array("d")))
-        self.rows[row].add(result)
-        if result.play_uuid not in self.plays:
-            self.plays[result.play_uuid] = Figures(result.play)
-        self.plays[result.play_uuid].add(result)
-        role = result.role or NO_ROLE
-        if role not in self.roles:
-            self.roles[role] = Figures(role, hosts=set())
-        self.roles[role].add(result)
-        if result.host not in self.hosts:
-            self.hosts[result.host] = Figures(result.host, phases=dict.fromkeys(PHASES))
-        self.hosts[result.host].add(result)
+            self.rows.append(Figures(result.task, result.path, times=True))
+        if (play := self.plays.get(play_uuid)) is None:
+            play = self.plays[play_uuid] = Figures(result.play)
+        if (of_role := self.roles.get(role)) is None:
+            of_role = self.roles[role] = Figures(role, hosts=True)
+        if (of_host := self.hosts.get(host)) is None:
+            of_host = self.hosts[host] = Figures(host, phases=True)
+        at, seconds, rank = result.at, result.seconds, _RANK.get(result.status, -1)
+        phases = result.queue, result.connect, result.remote, result.controller
+        for figures in (self.rows[row], play, of_role, of_host):
+            figures.add(at, seconds, rank, host, phases)
         if result.controller is not None:
-            self.phased_s += result.seconds
-            for name in PHASES:
-                self.phases[name] += getattr(result, name) or 0.0
+            self.run.add(at, seconds, rank, host, phases)
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase, of the results whose phases are known."""
+        return {name: seconds or 0.0 for name, seconds in (self.run.phases or {}).items()}
+
+    @property
+    def phased_s(self) -> float:
+        """Seconds of the results whose phases are known."""
+        return self.run.sum_s
 
     @property
     def busy(self) -> float:

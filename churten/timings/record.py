@@ -7,7 +7,6 @@ was free, and what the connection did; under another strategy its forked workers
 from __future__ import annotations
 
 import heapq
-import operator
 import secrets
 import time
 import typing as t
@@ -25,8 +24,7 @@ from .workers import WorkerLog
 _IN_STEP = ("linear", "debug")  # strategies where all hosts begin a task before any begins the next
 _LABEL_MAX = 200
 _BLOCK = 500  # results
-_MOMENTS = [name for name in stamps.NAMES if name != "processed"]
-_moments = operator.attrgetter(*_MOMENTS)
+_NO_STAMP = stamps.Stamps()
 
 
 class Part:
@@ -228,11 +226,8 @@ class Recorder:
         delegated: str | None,
     ) -> None:
         connect = remote = None
-        if stamp is not None and _phased(stamp):
-            mine = stamp.spans[part.spans :]
-            part.spans += len(mine)
-            connect = sum(sent - began for began, sent, _ in mine)
-            remote = sum(ended - sent for _, sent, ended in mine)
+        if stamp is not None and stamp.phased:
+            part.spans, connect, remote = stamp.since(part.spans)
         self._later.put(
             Item(
                 play_uuid=self._play[1],
@@ -314,29 +309,15 @@ class Recorder:
         timed.action, timed.role, timed.path = place
         timed.started = _utc(done.clock - (at - begin))
         timed.at, timed.seconds = begin - self._zero, at - begin
-        timed.source, timed.delegated, timed.attempts, timed.items = "callbacks", done.delegated, 1, None
-        timed.queue = timed.connect = timed.remote = timed.controller = timed.ran = timed.engine = timed.worker = timed.t = None
-        if done.stamp is not None:
-            self._split(timed, done.stamp, at)
+        timed.delegated, timed.attempts, timed.items = done.delegated, 1, None
+        (done.stamp or _NO_STAMP).fill(timed, timed.seconds, at, self._zero)
+        if done.stamp is None:
+            timed.t = None
         if part is not None:
             timed.attempts = part.attempts if part.items else part.attempt
             if part.items:  # its result has the template as it was written: each item has its own host
                 timed.items, timed.delegated = part.items, _the_one(part.delegated)
         return timed
-
-    def _split(self, result: Result, stamp: stamps.Stamps, now: float) -> None:
-        """Fill in what the stamps know."""
-        result.engine, result.worker = stamp.engine, stamp.worker
-        result.source = "executor" if stamp.engine else "connection" if stamp.seen else "callbacks"
-        zero = self._zero
-        moments = {name: when - zero for name, when in zip(_MOMENTS, _moments(stamp), strict=True) if when is not None}
-        moments["processed"] = now - zero
-        result.t = moments
-        if stamp.eligible is not None and stamp.slot is not None:
-            result.queue = max(0.0, stamp.slot - stamp.eligible)
-        if _phased(stamp):
-            result.connect, result.remote, result.ran = stamp.connect_s, stamp.remote_s, stamp.ran_s
-            result.controller = max(0.0, result.seconds - stamp.connect_s - stamp.remote_s)
 
 
 def _begin(stamp: stamps.Stamps | None, now: float) -> float:
@@ -345,11 +326,6 @@ def _begin(stamp: stamps.Stamps | None, now: float) -> float:
 
 def _the_one(found: set[str | None]) -> str | None:
     return next(iter(found)) if len(found) == 1 else None
-
-
-def _phased(stamp: stamps.Stamps) -> bool:
-    """Whether connecting and remote work are known: a worker without a connection of ours says nothing about them."""
-    return not stamp.lost and (stamp.seen or stamp.engine == "fiber")
 
 
 _second = (0, "")

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import fcntl
 import os
 import struct
 import time
 import typing as t
+
+from churten import _core
 
 NAMES = (
     "eligible",
@@ -39,55 +40,8 @@ NAMES = (
 )
 
 
-@dataclasses.dataclass(slots=True)
-class Stamps:
-    """The steps of one task on one host; None is a step nobody saw."""
-
-    eligible: float | None = None  # the host could have run this task
-    slot: float | None = None  # it got a worker slot
-    start: float | None = None  # its TaskExecutor began (fiber), or its worker process
-    connect_begin: float | None = None
-    connect_end: float | None = None
-    sent: float | None = None  # the last request's bytes were written to the transport
-    remote_begin: float | None = None
-    remote_end: float | None = None
-    received: float | None = None  # the final frame or the worker's result was read
-    processed: float | None = None  # the strategy handled the result
-    connect_s: float = 0.0
-    remote_s: float = 0.0
-    ran_s: float = 0.0  # of remote_s: what the targets measured
-    worker: int | None = None  # slot number, if the engine has one
-    engine: str | None = None  # "fiber" or "fork"; None: not our executor
-    seen: bool = False  # a connection of ours did something for it
-    lost: bool = False  # a worker could not tell all
-    connect_open: float | None = None  # begin of the phase that is not ended yet
-    ticket: int = 0
-    spans: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)  # begin, sent, end of each request
-
-    def request(self, begin: float, sent: float, end: float, ran: float) -> None:
-        """One request: connecting until `sent`, then remote work until `end`."""
-        self.seen = True
-        # A request may go out before the wait for its session or agent is over: what of the two overlaps is connecting, and counts once.
-        known = begin if self.connect_end is None else self.connect_end
-        earliest, sent = min(max(sent, begin), end), min(max(sent, known), end)
-        self.connect_begin = begin if self.connect_begin is None else min(self.connect_begin, begin)
-        # A busy controller notices late that the wait is over: what the target says it worked was not connecting.
-        late = min(ran, end - earliest) - (end - sent)
-        if late > 0:
-            sent -= late
-            self.connect_s = max(0.0, self.connect_s - late)
-            known = sent
-        self.connect_end = max(sent, known)
-        self.connect_s += max(0.0, sent - max(begin, known))
-        if end > sent:
-            if self.remote_begin is None:
-                self.remote_begin = sent
-            self.sent = sent
-            self.remote_end = end
-            self.remote_s += end - sent
-            self.ran_s += min(ran, end - sent)
-        self.spans.append((begin, sent, end))
-
+Stamps = _core.Stamps  # csrc/py_stamps.c: the steps of one task on one host; None is a step nobody saw
+_now = time.monotonic
 
 _live: dict[tuple[str, str], Stamps] = {}
 _tickets: dict[int, Stamps] = {}
@@ -149,7 +103,7 @@ def begin(host: str, uuid: str) -> Stamps | None:
     if not _on:
         return None
     _taken = None
-    record = _live[host, uuid] = Stamps(eligible=time.monotonic())
+    record = _live[host, uuid] = Stamps(_now())
     return record
 
 
@@ -181,27 +135,27 @@ def announce(host: str, uuid: str) -> Stamps | None:
 def enter(record: Stamps | None) -> None:
     """This is its fiber, which starts now: what its connection does goes into this record (None: nowhere)."""
     if record is not None:
-        record.start = time.monotonic()
+        record.start = _now()
     _current.set(record)
 
 
 def arrived(host: str, uuid: str) -> None:
     """The result is with the strategy."""
     if _live and (record := _live.get((host, uuid))) is not None:
-        record.received = time.monotonic()
+        record.received = _now()
 
 
 def connecting() -> None:
     """The current record waits for a session or an agent, until `connected`."""
     if _on and (record := _current.get()) is not None:
-        record.connect_open = time.monotonic()
+        record.connect_open = _now()
 
 
 def connected() -> None:
     """The wait of `connecting` is over."""
     if _on and (record := _current.get()) is not None and record.connect_open is not None:
         began, record.connect_open = record.connect_open, None
-        now = time.monotonic()
+        now = _now()
         _note(record, began, now, now, 0.0)
 
 
@@ -217,11 +171,11 @@ def request(received: float, sent: float, ended: float, ran: float = 0.0) -> Non
 @contextlib.contextmanager
 def foreign() -> t.Iterator[None]:
     """Around work of a built-in connection plugin: remote work as a whole, its connecting cannot be told apart."""
-    began = time.monotonic()
+    began = _now()
     try:
         yield
     finally:
-        request(began, began, time.monotonic())
+        request(began, began, _now())
 
 
 def look(host: str, uuid: str) -> Stamps | None:
@@ -306,7 +260,7 @@ def _after_fork_in_child() -> None:
         return
     _ticket = _announced
     _current.set(record)
-    _tell(_START, time.monotonic(), 0.0, 0.0, 0.0)
+    _tell(_START, _now(), 0.0, 0.0, 0.0)
 
 
 os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
