@@ -24,6 +24,28 @@ class Client:
 class FactsShare:
     def __init__(self) -> None: ...
 
+KEYWORD_DIRECT: int
+KEYWORD_SKIPPED: int
+KEYWORD_SKIPPED_IF_HELD: int
+KEYWORD_STATIC: int
+KEYWORD_SAME: int
+KEYWORD_OBJECT: int
+KEYWORD_CALLABLE: int
+KEYWORD_TAKEN: int
+KEYWORD_QUICK: int
+KEYWORD_OWN: int
+
+class Keywords:
+    """Walks over the keywords of a class of playbook objects: csrc/py_keywords.c."""
+
+    def __new__(cls, rows: tuple[tuple[t.Any, ...], ...], nothing: object, shared: type | tuple[type, ...]) -> Keywords: ...
+    def copy(self, old: dict[str, t.Any], new: dict[str, t.Any], other: t.Callable[[t.Any], t.Any], /) -> None: ...
+    def validate(
+        self, owner: object, held: dict[str, t.Any], settled: bool, known: tuple[dict[int, t.Any], ...], templar: object, /
+    ) -> None: ...
+    def dump(self, owner: object, held: dict[str, t.Any], of_object: t.Callable[[t.Any], t.Any], /) -> dict[str, t.Any]: ...
+    def squash(self, owner: object, held: dict[str, t.Any], around: list[t.Any], /) -> None: ...
+
 class Reader:
     """Stands for `__get__` of core's attributes: csrc/py_reader.c."""
 

@@ -31,6 +31,7 @@ int ch_py_facts_encode_setup(PyObject *module);
 int ch_py_facts_setup(PyObject *module);
 int ch_py_facts_share_setup(PyObject *module);
 int ch_py_isolate_setup(PyObject *module);
+int ch_py_keywords_setup(PyObject *module);
 int ch_py_reader_setup(PyObject *module);
 int ch_py_results_setup(PyObject *module);
 int ch_py_sched_setup(PyObject *module);

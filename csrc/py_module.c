@@ -10,6 +10,7 @@ static int (*const setups[])(PyObject *module) = {
     ch_py_facts_setup,
     ch_py_facts_share_setup,
     ch_py_isolate_setup,
+    ch_py_keywords_setup,
     ch_py_reader_setup,
     ch_py_results_setup,
     ch_py_sched_setup,

@@ -1,7 +1,8 @@
 """The keywords of tasks, blocks and play contexts, walked without core's detours while one of our strategies runs.
 
 For each task and host core copies the task twice and the play context twice, and validates and dumps them: some 700 keywords. Core does each through
-descriptors and by name. Here a class's keywords are listed once, and what they hold is taken from and put into the object's `__dict__`.
+descriptors and by name. Here a class's keywords are listed once, and what they hold is taken from and put into the object's `__dict__`, in C
+(`csrc/py_keywords.c`).
 
 - Copies: the same values, containers copied, scalars shared. (Core copies tagged strings too, which nobody can change.)
 - Validation (2.19 and later): what a keyword without a template gives is remembered by its value object.
@@ -12,6 +13,7 @@ Nothing here replaces a function of core that does not look as it is known to: `
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import types
@@ -26,6 +28,8 @@ from ansible.playbook.play_context import PlayContext
 from ansible.playbook.role_include import IncludeRole
 from ansible.playbook.task import Task
 from ansible.utils.sentinel import Sentinel
+
+from churten import _core
 
 from .readers import plain_getter
 
@@ -70,7 +74,8 @@ class _Keyword(t.NamedTuple):
     targets: tuple[str, ...]  # the keys that setting it sets
     direct: bool  # once the object is squashed, reading it is reading `key`, unless nothing is there
     skipped: bool  # validating it gives nothing for objects of this class (2.19 and later)
-    empty: int  # validating an empty list gives (2.19 and later) the same object: _SAME; another: _NEW; something else: 0
+    held: bool  # the same, if something is there
+    empty: list[t.Any] | None  # validating an empty list gives (2.19 and later) another list like this one, or the same object if it is `_SAME`
 
 
 def _cached(function: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
@@ -95,12 +100,38 @@ def _keywords(cls: t.Any) -> tuple[_Keyword, ...] | None:
         direct = plain and not hasattr(cls, f"_get_attr_{attribute.name}") and key in targets
         # Blocks and plays: their values are validated where tasks inherit them.
         never = not (getattr(cls, "_post_validate_object", True) or attribute.always_post_validate or attribute.static or attribute.required)
-        never = never and not (getter is _GET_OWN and callable(attribute.default))  # reading that sets it
-        found.append(_Keyword(name, attribute, key, targets, direct, never, _of_empty(cls, name, attribute)))
+        sets = getter is _GET_OWN and callable(attribute.default)  # reading it sets it, if nothing is there
+        found.append(_Keyword(name, attribute, key, targets, direct, never and not sets, never and direct, _of_empty(cls, name, attribute)))
     return tuple(found)
 
 
-_SAME, _NEW = 1, 2
+@_cached
+def walk(cls: t.Any) -> _core.Keywords | None:
+    """What goes through the keywords of a class; None if there is more to getting and setting them."""
+    keywords = _keywords(cls)
+    return None if keywords is None else _core.Keywords(tuple(map(_row, keywords)), Sentinel, _SHARED)
+
+
+def _row(keyword: _Keyword) -> tuple[t.Any, ...]:
+    """See `_core.Keywords`."""
+    attribute = keyword.attribute
+    flags = {
+        _core.KEYWORD_DIRECT: keyword.direct,
+        _core.KEYWORD_SKIPPED: keyword.skipped,
+        _core.KEYWORD_SKIPPED_IF_HELD: keyword.held,
+        _core.KEYWORD_STATIC: attribute.static,
+        _core.KEYWORD_SAME: keyword.empty is _SAME,
+        _core.KEYWORD_OBJECT: attribute.isa == "class",
+        _core.KEYWORD_CALLABLE: callable(attribute.default),
+    }
+    return keyword.name, keyword.key, keyword.targets, sum(flag for flag, true in flags.items() if true), attribute.default, keyword.empty
+
+
+_SAME: list[t.Any] = []
+# What core's validator of an environment does uses these names; it makes one dict of a list of them.
+_ENVIRONMENT = set(
+    "AnsibleUndefinedVariable AnsibleValueOmittedError C _ACTION_FACT_GATHERING action dict display isinstance template to_native warning".split()
+)
 
 
 def _as_it_is(self: t.Any, attr: t.Any, value: t.Any, templar: t.Any) -> t.Any:
@@ -108,21 +139,28 @@ def _as_it_is(self: t.Any, attr: t.Any, value: t.Any, templar: t.Any) -> t.Any:
     return value
 
 
-def _of_empty(cls: t.Any, name: str, attribute: t.Any) -> int:
+def _of_empty(cls: t.Any, name: str, attribute: t.Any) -> list[t.Any] | None:
     if not (issubclass(cls, (Task, LoopControl)) and getattr(cls, "_post_validate_object", False)) or issubclass(cls, IncludeRole):
-        return 0
+        return None
     if attribute.isa != "list" or attribute.static or attribute.required:
-        return 0
+        return None
     validator = getattr(cls, f"_post_validate_{name}", None)
     if validator is None:
-        return _NEW
-    code, plain = getattr(validator, "__code__", None), _as_it_is.__code__
-    return _SAME if code is not None and (code.co_code, code.co_argcount) == (plain.co_code, plain.co_argcount) else 0
+        return []
+    code = t.cast(types.FunctionType, validator).__code__
+    if name == "environment" and _names(code) == _ENVIRONMENT and attribute.listof is None:
+        return [{}]
+    return _SAME if (code.co_code, code.co_argcount) == (_as_it_is.__code__.co_code, _as_it_is.__code__.co_argcount) else None
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names used by a function, and by those inside of it."""
+    return set(code.co_names).union(*(_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 
 def _copy(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
     def copy(self: t.Any) -> t.Any:
-        keywords = _keywords(type(self))
+        keywords = walk(type(self))
         if keywords is None:
             return stock(self)
         try:
@@ -130,12 +168,7 @@ def _copy(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
         except RecursionError:
             return stock(self)  # which says it in core's words
         old, new = self.__dict__, new_me.__dict__
-        for _, _, key, targets, _, _, _ in keywords:
-            value = old.get(key, Sentinel)
-            if not isinstance(value, _SHARED):
-                value = shallow_copy(value)
-            for target in targets:
-                new[target] = value
+        keywords.copy(old, new, shallow_copy)
         for key in _COPIED:
             if key in old:
                 new[key] = old[key]
@@ -147,22 +180,14 @@ def _copy(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
 def _dump_attrs(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
     serializes = "serialize" in t.cast(types.FunctionType, stock).__code__.co_names  # to 2.19
 
+    def of_object(value: t.Any) -> t.Any:
+        if not serializes:
+            return value.dump_attrs()
+        return value.serialize() if hasattr(value, "serialize") else value
+
     def dump_attrs(self: t.Any) -> t.Any:
-        keywords = _keywords(type(self)) if self._squashed or self._finalized else None
-        if keywords is None:
-            return stock(self)
-        attrs, held = {}, self.__dict__
-        for name, attribute, key, _, direct, _, _ in keywords:
-            value = held.get(key, Sentinel) if direct else Sentinel
-            if value is Sentinel:
-                value = getattr(self, name)
-            if attribute.isa == "class":
-                if not serializes:
-                    value = value.dump_attrs()
-                elif hasattr(value, "serialize"):
-                    value = value.serialize()
-            attrs[name] = value
-        return attrs
+        keywords = walk(type(self)) if self._squashed or self._finalized else None
+        return stock(self) if keywords is None else keywords.dump(self, self.__dict__, of_object)
 
     return dump_attrs
 
@@ -198,53 +223,39 @@ class AttributeMemo:
     def __init__(self, stock: t.Callable[..., t.Any], stock_all: t.Callable[..., t.Any]) -> None:
         self._stock = stock
         self._stock_all = stock_all
-        self._known: dict[tuple[type, int, int], tuple[t.Any, t.Any]] = {}
+        # For each class a keyword's answers, by the number of the value object: that object (so no number is used again), and the result.
+        self._known: dict[tuple[type, str], dict[int, tuple[t.Any, t.Any]]] = collections.defaultdict(dict)
+        self._walks: dict[type, tuple[_core.Keywords | None, tuple[dict[int, t.Any], ...], bool]] = {}
         self._fixed: dict[tuple[type, str], bool] = {}
 
     def validate_all(self, owner: t.Any, templar: t.Any) -> None:
-        """Every keyword of `owner`."""
+        """Every keyword of `owner`. A validator may set other keywords, so each is read when its turn comes."""
         cls = type(owner)
-        keywords = _keywords(cls)
+        found = self._walks.get(cls)
+        if found is None:
+            known = tuple([self._known[cls, keyword.name] for keyword in _keywords(cls) or ()])
+            found = self._walks[cls] = walk(cls), known, not hasattr(cls, "_get_parent_attribute")
+        keywords, known, alone = found
         if keywords is None:
             self._stock_all(owner, templar=templar)
             return
-        held, known_values = owner.__dict__, self._known
-        settled = owner._squashed or owner._finalized or not hasattr(cls, "_get_parent_attribute")
-        for name, attribute, key, targets, direct, skipped, empty in keywords:
-            if skipped:
-                continue
-            # A validator may set other keywords, so each is read when its turn comes.
-            value = held.get(key, Sentinel) if direct and settled else Sentinel
-            if value is Sentinel:
-                value = attribute.default if direct and settled and not callable(attribute.default) else getattr(owner, name)
-            if attribute.static and type(value) in _EMPTY and not value:
-                continue
-            if empty and type(value) is list and not value:
-                value = value if empty == _SAME else []
-                for target in targets:
-                    held[target] = value
-                continue
-            known = known_values.get((cls, id(attribute), id(value)))
-            result = known[1] if known is not None and known[0] is value else owner.post_validate_attribute(name, templar=templar)
-            if result is not Sentinel:
-                for target in targets:
-                    held[target] = result
+        keywords.validate(owner, owner.__dict__, alone or owner._squashed or owner._finalized, known, templar)
         owner._finalized = True
 
     def validate(self, owner: t.Any, name: str, *, templar: t.Any) -> t.Any:
         """One keyword of `owner`."""
-        attribute = owner.fattributes[name]
         value = getattr(owner, name)
-        key = (type(owner), id(attribute), id(value))
-        known = self._known.get(key)
+        answers = self._known[type(owner), name]
+        known = answers.get(id(value))
         if known is not None and known[0] is value:
             return known[1]
+        attribute = owner.fattributes[name]
         result = self._stock(owner, name, templar=templar)
-        unset = value is None and not attribute.static and not attribute.required
+        unset = value is None and not (attribute.static or attribute.required)
         if unset or (value is not None and _is_plain(value) and self._is_fixed(owner, name, attribute)):
-            if len(self._known) >= _LIMIT:
-                self._known.clear()
-            self._known[key] = (value, result)
+            if len(answers) >= _LIMIT:
+                answers.clear()
+            answers[id(value)] = (value, result)
         return result
 
     def _is_fixed(self, owner: t.Any, name: str, attribute: t.Any) -> bool:

@@ -1,9 +1,9 @@
 """`Task.squash` without a walk through blocks, roles and the play for each keyword.
 
 A task takes what it does not say itself from the blocks, roles and the play around it. Core asks all of them anew for each of some 35 keywords of each
-task on each host, and nearly always finds nothing. Here it is noted once per task which keywords are said anywhere around it; for all others the answer is
-the task's own value, or the default. Those that are said, and those that are put together from several places (`extend`) if the task or anything around
-it says them, are left to core.
+task on each host, and nearly always finds nothing. Here it is looked (`csrc/py_keywords.c`) whether a keyword is said anywhere around the task; for all others
+the answer is the task's own value, or the default. Those that are said, and those that are put together from several places (`extend`) if the task or anything
+around it says them, are left to core.
 
 Nothing is replaced if core's functions do not look as they are known to.
 """
@@ -20,6 +20,8 @@ from ansible.playbook.base import FieldAttributeBase
 from ansible.playbook.block import Block
 from ansible.playbook.task import Task
 from ansible.utils.sentinel import Sentinel
+
+from churten import _core
 
 from .readers import plain_getter
 
@@ -50,26 +52,19 @@ def is_known() -> bool:
     return all(set(function.__code__.co_names) == names for function, names in _KNOWN)
 
 
-class _Inherited(t.NamedTuple):
-    """One keyword of a class of tasks."""
-
-    name: str
-    key: str  # in the __dict__ of the task, and of what is around it
-    default: t.Any
-    targets: tuple[str, ...]  # the keys that setting it sets
-    taken: bool  # the task's own value is the answer
-    quick: bool  # so is the default, unless it is said elsewhere
-    own: bool  # nobody else is asked
-
-
 def _cached(function: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
     """functools.cache, for mypy's sake: it does not take a class for hashable."""
     return functools.cache(function)
 
 
 @_cached
-def _keywords(cls: t.Any) -> tuple[_Inherited, ...] | None:
-    """The keywords of a class of tasks in core's order; None if it inherits in a way of its own."""
+def _keywords(cls: t.Any) -> _core.Keywords | None:
+    rows = _rows(cls)
+    return None if rows is None else _core.Keywords(rows, Sentinel, ())
+
+
+def _rows(cls: t.Any) -> tuple[t.Any, ...] | None:
+    """The keywords of a class of tasks in core's order, for `_core.Keywords`; None if it inherits in a way of its own."""
     plain = cls.__setattr__ is object.__setattr__ and cls.__getattribute__ is object.__getattribute__ and not hasattr(cls, "__getattr__")
     if not plain or cls.squash is not _quick_squash or cls._get_parent_attribute is not _TASK_PARENT:
         return None
@@ -84,9 +79,14 @@ def _keywords(cls: t.Any) -> tuple[_Inherited, ...] | None:
         own = getter is _GET_OWN
         plain = (own or getter is _GET) and not hasattr(cls, f"_get_attr_{attribute.name}")
         taken = plain and not getattr(attribute, "extend", False)
-        # Put together from nothing it is an empty list, and so must be the default.
-        quick = taken or (plain and attribute.default is list)
-        found.append(_Inherited(name, key, attribute.default, targets, taken, quick, own))
+        flags = {
+            _core.KEYWORD_TAKEN: taken,  # the task's own value is the answer
+            # So is the default, unless it is said elsewhere. Put together from nothing it is an empty list, and so must be the default.
+            _core.KEYWORD_QUICK: taken or (plain and attribute.default is list),
+            _core.KEYWORD_OWN: own,  # nobody else is asked
+            _core.KEYWORD_CALLABLE: callable(attribute.default),
+        }
+        found.append((name, key, targets, sum(flag for flag, true in flags.items() if true), attribute.default, None))
     return tuple(found)
 
 
@@ -96,9 +96,14 @@ def _class_names(cls: t.Any) -> frozenset[str]:
     return frozenset(name for base in cls.__mro__ for name in base.__dict__ if name[:1] == "_" and name[:2] != "__")
 
 
-def _said_around(task: t.Any) -> set[str] | None:
-    """The keys of keywords that anything around the task may say; None if there is something that inherits in a way of its own."""
-    said: set[str] = set()
+@_cached
+def _is_plain(cls: t.Any) -> bool:
+    return cls.__getattribute__ is object.__getattribute__ and not hasattr(cls, "__getattr__")
+
+
+def _around(task: t.Any) -> list[t.Any] | None:
+    """What may say keywords beside the task, as `_core.Keywords.squash` takes it; None if there is something that inherits in a way of its own."""
+    found: list[t.Any] = []
     thing = task._parent
     while thing is not None:
         asks = type(thing)._get_parent_attribute
@@ -110,13 +115,12 @@ def _said_around(task: t.Any) -> set[str] | None:
             return None
         for one in around:
             if one is not None:
-                cls: t.Any = type(one)
-                if cls.__getattribute__ is not object.__getattribute__ or hasattr(cls, "__getattr__"):
+                cls = type(one)
+                if not _is_plain(cls):
                     return None
-                said |= _class_names(cls)
-                said.update([key for key, value in one.__dict__.items() if value is not Sentinel])
+                found += one.__dict__, _class_names(cls)
         thing = thing._parent
-    return said
+    return found
 
 
 def _quick_squash(self: t.Any) -> None:
@@ -124,19 +128,11 @@ def _quick_squash(self: t.Any) -> None:
     if self._squashed:
         return
     keywords = _keywords(type(self)) if isinstance(self, Task) and not self._finalized else None
-    said = _said_around(self) if keywords is not None else None
-    if keywords is None or said is None:
+    around = _around(self) if keywords is not None else None
+    if keywords is None or around is None:
         _SQUASH(self)
         return
-    held = self.__dict__
-    for name, key, default, targets, taken, quick, own in keywords:
-        value = held.get(key, Sentinel)
-        if value is Sentinel and quick and (own or key not in said):
-            value = default() if callable(default) else default
-        elif value is Sentinel or not taken:
-            value = getattr(self, name)
-        for target in targets:
-            held[target] = value
+    keywords.squash(self, self.__dict__, around)
     self._squashed = True
 
 

@@ -251,3 +251,81 @@ def test_a_reader_keeps_nothing():
     with pytest.raises(TypeError):
         _core.Reader(stock, (), lambda cls: None, Sentinel)(attribute, thing, Thing)
     assert _core.Reader(stock, (), keys, Sentinel)(attribute, 5, int) == "stock"
+
+
+def test_what_goes_through_keywords_keeps_nothing():
+    """One row of each kind: what is set where, and nobody holds anything afterwards."""
+    flag = {name: getattr(_core, f"KEYWORD_{name}") for name in "DIRECT SKIPPED SKIPPED_IF_HELD STATIC SAME OBJECT CALLABLE TAKEN QUICK OWN".split()}
+    value, default, nothing = object(), object(), Sentinel
+
+    class Thing:
+        plain = value
+
+        def __init__(self):
+            self.asked = []
+
+        def post_validate_attribute(self, name, *, templar):
+            self.asked.append((name, templar))
+            return nothing if name == "none" else name.upper()
+
+    def walk(*rows, shared=()):
+        return _core.Keywords(rows, nothing, shared)
+
+    def row(name, *flags, places=None, default=default, empty=None):
+        return name, f"_{name}", places or (f"_{name}",), sum(flag[one] for one in flags), default, empty
+
+    thing = Thing()
+    counts = [sys.getrefcount(one) for one in (value, default, thing)]
+    rows = [
+        row("skipped", "SKIPPED"),
+        row("held", "SKIPPED_IF_HELD", "DIRECT"),
+        row("static", "STATIC", "DIRECT"),
+        row("same", "SAME", "DIRECT", empty=[]),
+        row("env", "DIRECT", empty=[{}]),
+        row("known", "DIRECT"),
+        row("unset", "DIRECT"),
+        row("none", "DIRECT"),
+        row("alias", "DIRECT", places=("_a", "_b")),
+    ]
+    empty = []
+    for _ in range(50):
+        held = {"_held": value, "_static": {}, "_same": empty, "_env": [], "_known": value, "_unset": nothing, "_none": 1, "_alias": value}
+        known = tuple({id(value): (value, "was known")} if name == "known" else {} for name, *_ in rows)
+        walk(*rows).validate(thing, held, True, known, "T")
+        assert held == {**held, "_env": [{}], "_known": "was known", "_unset": "UNSET", "_none": 1, "_a": "ALIAS", "_b": "ALIAS"}
+        assert held["_same"] is empty and held["_held"] is value and thing.asked == [("unset", "T"), ("none", "T"), ("alias", "T")]
+        assert walk(row("plain", "DIRECT")).dump(thing, {"_plain": default}, str) == {"plain": default}
+        assert walk(row("plain", "DIRECT", "OBJECT")).dump(thing, {"_plain": nothing}, lambda one: one is value) == {"plain": True}
+        new = {}
+        walk(row("a"), row("b"), row("c", places=("_x", "_y")), row("d"), shared=(object,)).copy({"_a": [1], "_c": value, "_d": 2}, new, str)
+        assert new == {"_a": [1], "_b": nothing, "_x": value, "_y": value, "_d": 2}
+        held = {"_taken": 1, "_plain": 1}
+        around = [{"_said": 1, "_unsaid": nothing}, frozenset({"_named"})]
+        thing.said = thing.named = "said"
+        walk(
+            row("taken", "TAKEN", "QUICK"),
+            row("unsaid", "TAKEN", "QUICK"),
+            row("fresh", "QUICK", "CALLABLE", default=list),
+            row("said", "TAKEN", "QUICK"),
+            row("named", "TAKEN", "QUICK"),
+            row("plain", "QUICK"),
+        ).squash(thing, held, around)
+        assert held == {"_taken": 1, "_unsaid": default, "_fresh": [], "_said": "said", "_named": "said", "_plain": value}
+        walk(row("said", "TAKEN", "QUICK", "OWN")).squash(thing, held := {}, around)
+        assert held == {"_said": default}
+        thing.__dict__ = {"asked": []}
+    held = new = known = rows = None
+    assert [sys.getrefcount(one) for one in (value, default, thing)] == counts
+    with pytest.raises(AttributeError):
+        walk(row("missing")).validate(thing, {}, True, ({},), "T")
+    for wrong in (("a",), [1], ("a", "_a", ["_a"], 0, None, None), ("a", "_a", ("_a",), 0, None, ())):
+        with pytest.raises(TypeError):
+            walk(wrong)
+    with pytest.raises(TypeError):
+        walk(row("a")).validate(thing, {}, True, (), "T")
+    with pytest.raises(TypeError):
+        walk(row("a")).validate(thing, {}, True, (1,), "T")
+    with pytest.raises(TypeError):
+        walk(row("a")).squash(thing, {}, ())
+    with pytest.raises(TypeError):
+        walk(row("a")).dump(thing, [], str)
