@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import copy
 import functools
 import inspect
 import os
@@ -33,6 +32,7 @@ from .chains import chained_actions
 from .facts_memo import remembered_facts
 from .keywords import quick_copies
 from .memo import ClassMemo, remembered_lookups, remembered_options, remembered_settings
+from .overrides import quick_overrides
 from .readers import quick_reads
 from .results import quick_results
 from .squash import quick_squashes
@@ -250,6 +250,7 @@ class Adapter(abc.ABC):
                 quick_copies(),
                 quick_reads(),
                 quick_squashes(),
+                quick_overrides(),
                 remembered_lookups(),
                 remembered_facts(),
                 quick_results(),
@@ -292,7 +293,7 @@ class Adapter(abc.ABC):
     @contextlib.contextmanager
     def fiber_loader(self, loader: t.Any) -> t.Iterator[t.Any]:
         """A view of the DataLoader whose temporary files and file cache are this task's own, as in a fork; the files go at the end."""
-        mine = copy.copy(loader)
+        mine = _shallow(loader)
         mine._tempfiles = set()
         mine._FILE_CACHE = loader._FILE_CACHE.copy()
         try:

@@ -20,6 +20,7 @@ import types
 import typing as t
 from copy import copy as shallow_copy
 
+from ansible import context
 from ansible.playbook.attribute import Attribute, FieldAttribute
 from ansible.playbook.base import FieldAttributeBase
 from ansible.playbook.block import Block
@@ -59,6 +60,8 @@ _KNOWN = {
     ),
 }
 _COPIED = ("_loader", "_variable_manager", "_origin", "_validated", "_finalized", "_uuid", "_ds")
+# What core's validator of a name uses.
+_NAME = set("ReplacingMarkerBehavior TemplateOptions _marker_behaviors extend name template warning_context".split())
 
 
 def _is_known(name: str, function: types.FunctionType) -> bool:
@@ -158,16 +161,57 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*(_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 
+_BLANKS: tuple[t.Any, ...] = (Task, Block, LoopControl, PlayContext)
+_blanks: dict[type, tuple[t.Any, dict[str, t.Any] | None]] = {}
+
+
+def _blank(cls: t.Any) -> dict[str, t.Any] | None:
+    """The `__dict__` of an object that was just made, keywords included, if making another would give the same (but for `_uuid`)."""
+    known = _blanks.get(cls)
+    if known is None or known[0] is not context.CLIARGS:  # which play contexts look at
+        known = _blanks[cls] = context.CLIARGS, _learn_blank(cls)
+    return known[1]
+
+
+def _learn_blank(cls: t.Any) -> dict[str, t.Any] | None:
+    if cls not in _BLANKS or cls.__new__ is not object.__new__:
+        return None
+    first, second = cls().__dict__, cls().__dict__
+    first["_uuid"] = second["_uuid"] = None
+    if first != second or not all(isinstance(value, _SHARED) for value in first.values()):
+        return None
+    return first | {place: first.get(place, Sentinel) for keyword in _keywords(cls) or () for place in keyword.targets}
+
+
+def _as_deep_as_constructors() -> None:
+    """RecursionError where the constructors that are not called would end in one."""
+
+    def second() -> None:
+        def third() -> None:
+            pass
+
+        third()
+
+    second()
+
+
 def _copy(stock: t.Callable[[t.Any], t.Any]) -> t.Callable[[t.Any], t.Any]:
     def copy(self: t.Any) -> t.Any:
         keywords = walk(type(self))
         if keywords is None:
             return stock(self)
+        old = self.__dict__
+        blank = _blank(type(self)) if "_uuid" in old else None
         try:
-            new_me = self.__class__()
+            if blank is None:
+                new_me = self.__class__()
+            else:
+                new_me = object.__new__(type(self))
+                new_me.__dict__ = blank.copy()
+                _as_deep_as_constructors()
         except RecursionError:
             return stock(self)  # which says it in core's words
-        old, new = self.__dict__, new_me.__dict__
+        new = new_me.__dict__
         keywords.copy(old, new, shallow_copy)
         for key in _COPIED:
             if key in old:
@@ -207,6 +251,11 @@ def _from_attrs(stock: t.Callable[[t.Any, t.Any], None]) -> t.Callable[[t.Any, t
     return from_attrs
 
 
+def keyword_places(cls: t.Any) -> dict[str, tuple[str, ...]] | None:
+    """Keyword: the keys that setting it sets in an object's `__dict__`; None if there may be more to it."""
+    return _targets(cls) or None
+
+
 @_cached
 def _targets(cls: t.Any) -> dict[str, tuple[str, ...]]:
     """What setting a keyword sets, for those that are not objects of their own."""
@@ -227,6 +276,8 @@ class AttributeMemo:
         self._known: dict[tuple[type, str], dict[int, tuple[t.Any, t.Any]]] = collections.defaultdict(dict)
         self._walks: dict[type, tuple[_core.Keywords | None, tuple[dict[int, t.Any], ...], bool]] = {}
         self._fixed: dict[tuple[type, str], bool] = {}
+        # A keyword that must be no template is looked at, and nothing else.
+        self._tells_templates = {"is_template", "warning"} <= set(stock.__code__.co_names)
 
     def validate_all(self, owner: t.Any, templar: t.Any) -> None:
         """Every keyword of `owner`. A validator may set other keywords, so each is read when its turn comes."""
@@ -251,8 +302,15 @@ class AttributeMemo:
             return known[1]
         attribute = owner.fattributes[name]
         result = self._stock(owner, name, templar=templar)
-        unset = value is None and not (attribute.static or attribute.required)
-        if unset or (value is not None and _is_plain(value) and self._is_fixed(owner, name, attribute)):
+        if attribute.static:
+            keep = result is Sentinel and name != "vars" and (value is None or _is_plain(value)) and self._tells_templates
+        elif value is None:
+            keep = not attribute.required
+        else:
+            keep = _is_plain(value) and self._is_fixed(owner, name, attribute)
+            if name == "name":
+                keep = keep and result is value  # it is set by its own validator, too
+        if keep:
             if len(answers) >= _LIMIT:
                 answers.clear()
             answers[id(value)] = (value, result)
@@ -269,9 +327,14 @@ class AttributeMemo:
                 and not attribute.static
                 and not attribute.required
                 and attribute.isa in (None, "string", "int", "float", "bool", "percent")
-                and not hasattr(owner, f"_post_validate_{name}")
+                and (not hasattr(owner, f"_post_validate_{name}") or (name == "name" and _validates_name(type(owner))))
             )
         return fixed
+
+
+def _validates_name(cls: t.Any) -> bool:
+    """Whether a task's name is validated by templating it and nothing else."""
+    return set(cls._post_validate_name.__code__.co_names) == _NAME
 
 
 def _is_plain(value: t.Any) -> bool:

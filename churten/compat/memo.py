@@ -38,7 +38,7 @@ class OptionMemo:
             if direct:
                 raise TypeError
             environ = os.environ._data  # type: ignore[attr-defined]
-            if environ != self._environ:
+            if not _core.same_items(environ, self._environ) and environ != self._environ:
                 self._environ = dict(environ)
                 self._known.clear()
             key = (plugin_type, name, self._chosen(plugin_type, name, keys), _frozen(variables or {}))
@@ -97,14 +97,16 @@ class SettingMemo:
         self._config = config
         self._stock = config.get_config_value
         self._known: dict[str, tuple[t.Any, frozenset[str]] | None] = {}  # value, names of variables that would give another
-        self._sources: tuple[t.Any, ...] = ({}, None, None)
+        self._environ: dict[t.Any, t.Any] = {}
+        self._sources: tuple[t.Any, ...] = (None, None)  # command line, ini file
 
     def __call__(self, config: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         if args or not kwargs.keys() <= _ONLY_VARIABLES:
             return self._stock(config, *args, **kwargs)
-        sources = (os.environ._data, context.CLIARGS, self._config._config_file)  # type: ignore[attr-defined]
-        if sources != self._sources:
-            self._sources = (dict(sources[0]), *sources[1:])
+        environ, known_environ = os.environ._data, self._environ  # type: ignore[attr-defined]
+        sources = (context.CLIARGS, self._config._config_file)
+        if sources != self._sources or not (_core.same_items(environ, known_environ) or environ == known_environ):
+            self._environ, self._sources = dict(environ), sources
             self._known.clear()
         if config in self._known:
             known = self._known[config]

@@ -26,6 +26,8 @@ import typing as t
 
 import greenlet
 
+from churten import _core
+
 Getter = t.Callable[[], t.Any]
 Setter = t.Callable[[t.Any], t.Any]
 # The functions as they are outside of fibers.
@@ -80,6 +82,12 @@ def _part(key: t.Hashable) -> tuple[Getter, Setter]:
     if isinstance(key, int):
         return functools.partial(signal.getsignal, key), functools.partial(_handle, key)
     return _PARTS[key]
+
+
+def _is_other(known: dict[bytes, bytes]) -> bool:
+    """Whether the environment is another than `known`."""
+    environ = _environ()
+    return not _core.same_items(environ, known) and environ != known
 
 
 def _environ() -> dict[t.Any, t.Any]:
@@ -166,7 +174,7 @@ class ProcessState:
 
     def enter(self, fiber: greenlet.greenlet) -> None:
         """`fiber` runs from now on."""
-        if _environ() != self._environ:
+        if _is_other(self._environ):
             self._environ = dict(_environ())
         if sys.path != self._path:
             self._path = list(sys.path)
@@ -193,7 +201,7 @@ class ProcessState:
     def leave(self, fiber: greenlet.greenlet) -> None:
         """`fiber` has stopped: the process is as it was before."""
         self._running = None
-        if _environ() != self._environ:
+        if _is_other(self._environ):
             self._private(fiber).environ = dict(_environ())
             _set_environ(self._environ)
         if sys.path != self._path:
