@@ -6,7 +6,7 @@
  * of floats, NaN and Infinity, separators of indent=4 or of none.
  *
  * WHAT HOLDS. Accepted are exact dict, list, str, int, float, bool and None,
- * and the str types it is told; keys must be strings; tuples only where
+ * and the derived types it is told; keys must be strings; tuples only where
  * json.dumps alone decides. Everything else goes to `leaf`, which asks
  * ansible-core; with no leaf the value is refused (churten._core.Error), and
  * the caller takes ansible-core's own encoder. Too deep or circular values
@@ -129,9 +129,9 @@ text_put_string(struct text *text, PyObject *str)
 }
 
 static int
-text_put_repr(struct text *text, PyObject *obj)
+text_put_repr(struct text *text, PyObject *obj, const PyTypeObject *base)
 {
-    PyObject *repr = PyObject_Repr(obj);
+    PyObject *repr = base->tp_repr(obj);
     Py_ssize_t len;
     const char *utf8;
     int r = -1;
@@ -154,14 +154,14 @@ text_put_float(struct text *text, PyObject *obj)
     if (isinf(v)) {
         return text_puts(text, v > 0 ? "Infinity" : "-Infinity");
     }
-    return text_put_repr(text, obj);
+    return text_put_repr(text, obj, &PyFloat_Type);
 }
 
 struct encoder {
     ch_state *state;
     struct text text;
     int indented;        /* indent=4 and sorted keys */
-    PyObject *str_types; /* tuple: printed as str, borrowed */
+    PyObject *str_types; /* tuple: printed as their base, borrowed */
     PyObject *key_types; /* tuple: as keys printed as str, borrowed */
     PyObject *leaf;      /* callable or NULL, borrowed */
     int odd;             /* seen what may decode to something else */
@@ -174,7 +174,7 @@ type_in(PyObject *types, PyObject *obj)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(types); i++) {
         if ((PyObject *)Py_TYPE(obj) == PyTuple_GET_ITEM(types, i)) {
-            return PyUnicode_Check(obj);
+            return 1;
         }
     }
     return 0;
@@ -222,7 +222,7 @@ encode_key(struct encoder *e, PyObject *key)
 {
     if (!PyUnicode_CheckExact(key)) {
         e->odd = 1;
-        if (!type_in(e->key_types, key)) {
+        if (!PyUnicode_Check(key) || !type_in(e->key_types, key)) {
             ch_raise(e->state, CH_ERR_UNSUPPORTED, "key is not a string");
             return -1;
         }
@@ -379,6 +379,31 @@ encode_container(struct encoder *e, PyObject *obj, int level)
     return r;
 }
 
+/* An object of one of str_types: as what it derives from. */
+static int
+encode_derived(struct encoder *e, PyObject *obj, int level)
+{
+    int r;
+
+    if (PyUnicode_Check(obj)) {
+        return text_put_string(&e->text, obj);
+    }
+    if (PyLong_Check(obj)) {
+        return text_put_repr(&e->text, obj, &PyLong_Type);
+    }
+    if (PyFloat_Check(obj)) {
+        return text_put_float(&e->text, obj);
+    }
+    if ((!PyDict_Check(obj) && !PyList_Check(obj)) ||
+        Py_EnterRecursiveCall(" while encoding facts")) {
+        return PyErr_Occurred() ? -1 : encode_leaf(e, obj);
+    }
+    r = PyDict_Check(obj) ? encode_dict(e, obj, level)
+                          : encode_sequence(e, obj, level);
+    Py_LeaveRecursiveCall();
+    return r;
+}
+
 static int
 encode_value(struct encoder *e, PyObject *obj, int level)
 {
@@ -393,14 +418,14 @@ encode_value(struct encoder *e, PyObject *obj, int level)
         return text_puts(&e->text, obj == Py_True ? "true" : "false");
     }
     if (PyLong_CheckExact(obj)) {
-        return text_put_repr(&e->text, obj);
+        return text_put_repr(&e->text, obj, &PyLong_Type);
     }
     if (PyFloat_CheckExact(obj)) {
         return text_put_float(&e->text, obj);
     }
     if (type_in(e->str_types, obj)) {
         e->odd = 1;
-        return text_put_string(&e->text, obj);
+        return encode_derived(e, obj, level);
     }
     return encode_container(e, obj, level);
 }

@@ -31,11 +31,19 @@ from churten import _core
 from .chains import chained_actions
 from .facts_memo import remembered_facts
 from .keywords import quick_copies
-from .memo import ClassMemo, remembered_lookups, remembered_options, remembered_settings
+from .memo import (
+    ClassMemo,
+    remembered_folders,
+    remembered_lookups,
+    remembered_options,
+    remembered_plugins,
+    remembered_settings,
+)
 from .overrides import quick_overrides
 from .readers import quick_reads
 from .results import quick_results
 from .squash import quick_squashes
+from .vars_memo import remembered_absence
 
 if t.TYPE_CHECKING:
     from churten.executor.hub import FiberHub
@@ -252,6 +260,9 @@ class Adapter(abc.ABC):
                 quick_squashes(),
                 quick_overrides(),
                 remembered_lookups(),
+                remembered_plugins(),
+                remembered_folders(),
+                remembered_absence(),
                 remembered_facts(),
                 quick_results(),
             ):

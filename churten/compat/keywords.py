@@ -151,14 +151,14 @@ def _of_empty(cls: t.Any, name: str, attribute: t.Any) -> list[t.Any] | None:
     if validator is None:
         return []
     code = t.cast(types.FunctionType, validator).__code__
-    if name == "environment" and _names(code) == _ENVIRONMENT and attribute.listof is None:
+    if name == "environment" and names_of(code) == _ENVIRONMENT and attribute.listof is None:
         return [{}]
     return _SAME if (code.co_code, code.co_argcount) == (_as_it_is.__code__.co_code, _as_it_is.__code__.co_argcount) else None
 
 
-def _names(code: types.CodeType) -> set[str]:
+def names_of(code: types.CodeType) -> set[str]:
     """The names used by a function, and by those inside of it."""
-    return set(code.co_names).union(*(_names(one) for one in code.co_consts if isinstance(one, types.CodeType)))
+    return set(code.co_names).union(*(names_of(one) for one in code.co_consts if isinstance(one, types.CodeType)))
 
 
 _BLANKS: tuple[t.Any, ...] = (Task, Block, LoopControl, PlayContext)

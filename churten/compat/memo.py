@@ -6,6 +6,9 @@
   between are handed out again.
 - Plugin look-ups that ended well: core searches directories and collections anew for each, about eight times per task.
 - Our own connection classes: core searches the collection anew for each instance.
+- Classes of plugins (2.19 and later): core imports the module that the class must descend from, and looks for the plugin's documented options, for each
+  instance of an action or shell plugin.
+- The temporary folders of a shell plugin: core has its configuration manager look at the same list for each task.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ import typing as t
 
 from ansible import constants as C
 from ansible import context
+from ansible.plugins import AnsiblePlugin
 from ansible.plugins.loader import PluginLoader
+from ansible.plugins.shell import ShellBase
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
 from churten import _core
+
+from .keywords import names_of
 
 _LIMIT = 10_000
 
@@ -170,9 +177,7 @@ def remembered_lookups() -> t.Iterator[None]:
         found = known.get(key)
         if found is None:
             found = stock(self, name, mod_type, ignore_deprecated, check_aliases, collection_list)
-            errors = found.raw_error_list if hasattr(found, "raw_error_list") else found.error_list  # 2.18 and earlier: texts
-            remarks = found.deprecated or found.deprecation_warnings or errors or found.removal_date or found.removal_version
-            if found.resolved and not remarks:
+            if _without_remark(found):
                 known[key] = found
         return found
 
@@ -181,6 +186,134 @@ def remembered_lookups() -> t.Iterator[None]:
         yield
     finally:
         PluginLoader.find_plugin_with_context = stock  # type: ignore[method-assign]
+
+
+# What core's function uses, to 2.20 and from 2.21.
+_GET = set(
+    "AttributeError PluginLoadContext TypeError ValueError __import__ __init__ __new__ _display_plugin_load _load_config_defs _load_module_source "
+    "_module_cache _plugin_instance_cache _python_module_name _searched_paths _update_object args base_class class_name display find_plugin_with_context get "
+    "get_with_context_result getattr issubclass object package plugin_resolved_name plugin_resolved_path pop redirect_list resolved resolved_fqcn to_native "
+    "type v warning".split()
+)
+_KNOWN_GET = (_GET | {"aliases"}, _GET | {"_aliases"})
+
+
+class _Found(t.NamedTuple):
+    """A plugin that core has found."""
+
+    module: t.Any
+    cls: t.Any
+    context: t.Any
+    names: dict[str, t.Any]  # arguments of `_update_object`
+    result: type
+
+
+class PluginMemo:
+    """Stands for `PluginLoader.get_with_context`."""
+
+    def __init__(self, stock: t.Callable[..., t.Any]) -> None:
+        self._stock = stock
+        self._known: dict[t.Any, _Found] = {}
+
+    def get(self, loader: t.Any, name: str, args: tuple[t.Any, ...], kwargs: dict[str, t.Any]) -> t.Any:
+        """As core's."""
+        collections = kwargs.get("collection_list")
+        key = (id(loader), name, tuple(collections or ()), len(loader._extra_dirs), AnsibleCollectionConfig.default_collection)
+        found = self._known.get(key)
+        if found is None or loader._module_cache.get(found.names["path"]) is not found.module:
+            result = self._stock(loader, name, *args, **kwargs)
+            self._learn(loader, key, result, bool(kwargs.get("class_only")))
+            return result
+        cls = found.cls
+        if kwargs.get("class_only"):
+            loader._update_object(obj=cls, **found.names)
+            return found.result(cls, found.context)
+        instance = object.__new__(cls)
+        loader._update_object(obj=instance, **found.names)
+        instance.__init__(*args, **{name: value for name, value in kwargs.items() if name not in _LOADERS_OWN})
+        loader._update_object(obj=instance, **found.names)
+        return found.result(instance, found.context)
+
+    def _learn(self, loader: t.Any, key: t.Any, result: t.Any, class_only: bool) -> None:
+        context = result.plugin_load_context
+        if result.object is None or loader._plugin_instance_cache is not None or not _without_remark(context):
+            return
+        path = context.plugin_resolved_path
+        module = loader._module_cache.get(path)
+        cls = getattr(module, loader.class_name, None)
+        if cls is not (result.object if class_only else type(result.object)) or getattr(cls, "__abstractmethods__", None):
+            return
+        names = {"name": context.plugin_resolved_name, "path": path, "redirected_names": context.redirect_list or [], "resolved": context.resolved_fqcn}
+        self._known[key] = _Found(module, cls, context, names, type(result))
+
+
+_LOADERS_OWN = ("class_only", "collection_list")
+
+
+@contextlib.contextmanager
+def remembered_plugins() -> t.Iterator[None]:
+    """While active, instances of plugins that core has found once are made without looking at them again."""
+    stock: t.Any = PluginLoader.get_with_context
+    if set(stock.__code__.co_names) not in _KNOWN_GET or C.DEFAULT_DEBUG:
+        yield
+        return
+    memo = PluginMemo(stock)
+
+    def get_with_context(self: t.Any, name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        if self._plugin_instance_cache is not None or not name:
+            return stock(self, name, *args, **kwargs)
+        return memo.get(self, name, args, kwargs)
+
+    PluginLoader.get_with_context = get_with_context  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PluginLoader.get_with_context = stock  # type: ignore[method-assign]
+
+
+def _without_remark(context: t.Any) -> bool:
+    """Whether core found a plugin and had nothing to say about it."""
+    errors = context.raw_error_list if hasattr(context, "raw_error_list") else context.error_list  # 2.18 and earlier: texts
+    remarks = context.deprecated or context.deprecation_warnings or errors or context.removal_date or context.removal_version
+    return bool(context.resolved and not remarks)
+
+
+# What core's functions use (2.19 and later).
+_SET_OPTION = set("C _AnsiblePlugin__plugin_info _display _load_name _options _origins _report_config_warnings config get_config_value plugin_type".split())
+_NORMALIZE = set("AnsibleError all format get_option isabs os path rstrip set_option to_native".split())
+
+
+@contextlib.contextmanager
+def remembered_folders() -> t.Iterator[None]:
+    """While active, the same list of a shell plugin's temporary folders is looked at once."""
+    stock: t.Any = ShellBase._normalize_system_tmpdirs
+    setter: t.Any = AnsiblePlugin.set_option
+    if names_of(stock.__code__) != _NORMALIZE or set(setter.__code__.co_names) != _SET_OPTION:
+        yield
+        return
+    known: dict[t.Any, tuple[t.Any, list[str], list[str]]] = {}  # by the numbers of the texts: definition, the texts, what came out
+    option = "system_tmpdirs"
+
+    def normalize(self: t.Any) -> None:
+        given, name = self._options.get(option), self._load_name
+        definition = C.config._plugins.get("shell", {}).get(name, {}).get(option)
+        key = (name, tuple(map(id, given))) if isinstance(given, list) and all(isinstance(one, str) for one in given) else None
+        found = known.get(key) if key is not None else None
+        if found is not None and found[0] is definition and type(self).set_option is setter:
+            self._options[option] = _core.isolate(found[2])
+            self._origins[option] = "Direct"
+            return
+        stock(self)
+        now = self._options.get(option)
+        plain = isinstance(now, list) and all(isinstance(one, str) for one in now) and self._origins.get(option) == "Direct"
+        if key is not None and plain and definition is not None and "deprecated" not in definition and len(known) < _LIMIT:
+            known[key] = (definition, list(given), _core.isolate(now))
+
+    ShellBase._normalize_system_tmpdirs = normalize  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ShellBase._normalize_system_tmpdirs = stock  # type: ignore[method-assign]
 
 
 class ClassMemo:

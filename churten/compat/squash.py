@@ -78,15 +78,17 @@ def _rows(cls: t.Any) -> tuple[t.Any, ...] | None:
         getter = plain_getter(kind)
         own = getter is _GET_OWN
         plain = (own or getter is _GET) and not hasattr(cls, f"_get_attr_{attribute.name}")
-        taken = plain and not getattr(attribute, "extend", False)
+        extend = getattr(attribute, "extend", False)
+        taken = plain and not extend
         flags = {
             _core.KEYWORD_TAKEN: taken,  # the task's own value is the answer
-            # So is the default, unless it is said elsewhere. Put together from nothing it is an empty list, and so must be the default.
-            _core.KEYWORD_QUICK: taken or (plain and attribute.default is list),
+            # So is the default, unless it is said elsewhere. Put together from nothing it is an empty list.
+            _core.KEYWORD_QUICK: plain,
             _core.KEYWORD_OWN: own,  # nobody else is asked
-            _core.KEYWORD_CALLABLE: callable(attribute.default),
+            _core.KEYWORD_CALLABLE: extend or callable(attribute.default),
         }
-        found.append((name, key, targets, sum(flag for flag, true in flags.items() if true), attribute.default, None))
+        default = list if extend else attribute.default
+        found.append((name, key, targets, sum(flag for flag, true in flags.items() if true), default, None))
     return tuple(found)
 
 
@@ -123,12 +125,20 @@ def _around(task: t.Any) -> list[t.Any] | None:
     return found
 
 
+def _has_parent(task: t.Any) -> bool:
+    """Whether core asks anybody beside the task; if not, nothing is put together."""
+    parent = task._parent
+    if parent is not None and not getattr(parent, "statically_loaded", True):
+        parent = parent._parent
+    return parent is not None
+
+
 def _quick_squash(self: t.Any) -> None:
     """See the module's text."""
     if self._squashed:
         return
     keywords = _keywords(type(self)) if isinstance(self, Task) and not self._finalized else None
-    around = _around(self) if keywords is not None else None
+    around = _around(self) if keywords is not None and _has_parent(self) else None
     if keywords is None or around is None:
         _SQUASH(self)
         return
