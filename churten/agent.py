@@ -937,6 +937,17 @@ def can_stand():
         return False
 
 
+def has_memory():
+    """Whether a child of some 7 MB may stay: an eighth of the memory is free."""
+    try:
+        with open("/proc/meminfo", "rb") as file:
+            lines = [line.split() for line in file.read(256).splitlines()]
+        found = {line[0]: int(line[1]) for line in lines if len(line) == 3}
+        return found[b"MemAvailable:"] * 8 > found[b"MemTotal:"]
+    except (OSError, KeyError, ValueError):
+        return False
+
+
 def stand(agent, library, run, standing):
     """Runs the module, and what comes after it, until the state is another. Ends the
     process."""
@@ -3068,7 +3079,8 @@ class Agent:
 
             def begin():
                 self.take_picture()
-                standing = Standing(self, key) if self.may_stand else None
+                stays = self.may_stand and has_memory()
+                standing = Standing(self, key) if stays else None
                 job.start(
                     lambda: module_child(self, library, run, None, standing), None, standing
                 )
