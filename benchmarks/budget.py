@@ -6,7 +6,7 @@
 
 The play runs on lab hosts cold (no session, no agent) and then warm (what the first run left); after each run the CPU time of every process of the hosts
 and of the pool is read from /proc while they live. Prints medians in ms per host-task. `agents` is what the agents themselves use, with the fork of each
-child; `modules` is what their children use, until they have ended; `sshd` is all of the login, too.
+child; `modules` is what their children use, those that have ended and those that stand; `sshd` is all of the login, too.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ def snapshot(listeners: set[int], pool_dir: Path) -> dict[str, float]:
     while more := {pid for pid, (parent, _, _) in found.items() if parent in below} - below:
         below |= more
     spent = dict.fromkeys(PARTS, 0.0)
-    for pid, (_, own, children) in found.items():
-        line = procs.command_line(pid)
+    lines = {pid: procs.command_line(pid) for pid in found}
+    for pid, (parent, own, children) in found.items():
+        line = lines[pid]
         if pid not in below:
             spent["pool"] += own if f"churten-pool --dir {pool_dir}" in line else 0.0
         elif "sshd" in line:
             spent["sshd"] += own + children
         elif "python" in line:
-            spent["agents"] += own
+            spent["modules" if line == lines.get(parent) else "agents"] += own  # one that stands looks like its agent
             spent["modules"] += children
         else:
             spent["other"] += own + children
