@@ -20,6 +20,13 @@ def task(result: t.Any) -> t.Any:
     return result.task if hasattr(type(result), "task") else result._task
 
 
+def host_and_task(result: t.Any) -> tuple[str, t.Any]:
+    """`host_name` and `task`."""
+    if hasattr(type(result), "host"):
+        return str(result.host.name), result.task
+    return str(result._host.name), result._task
+
+
 def uuid(thing: t.Any) -> str:
     """The identity of a task or play: equal for all hosts, different for equal names."""
     return str(thing._uuid)

@@ -7,6 +7,7 @@ A callback of ours that looks at nothing but whose result it is and what became 
 from __future__ import annotations
 
 import contextlib
+import threading
 import typing as t
 from collections.abc import MutableMapping, MutableSequence
 
@@ -80,41 +81,61 @@ def _copies() -> t.Iterator[None]:
 def uncopied_results(tqm: t.Any) -> t.Iterator[None]:
     """While active, callback plugins get their methods in `UNCOPIED` called with the strategy's own result, after all other plugins had theirs.
 
-    They must not change it. Only where core knows each plugin's methods beforehand (2.19 and later); elsewhere nothing is different.
+    They must not change it. Their methods in `UNNEEDED` are not called. Core's loop passes by such a plugin, but for its other methods.
+    Only where core knows each plugin's methods beforehand (2.19 and later); elsewhere nothing is different.
     """
-    takers: dict[str, list[t.Any]] = {}
+    takers: dict[str, list[tuple[t.Any, t.Callable[..., object]]]] = {}
+    others: set[str] = set()
     before: list[tuple[t.Any, t.Any]] = []
-    for plugin in tqm._callback_plugins if all(hasattr(tqm, name) for name in _NEEDED) else ():
+    passed: list[t.Any] = []
+    every = tqm._callback_plugins if all(hasattr(tqm, name) for name in _NEEDED) else []
+    for plugin in every:
         methods = getattr(plugin, "_implemented_callback_methods", None)
         mine = frozenset(getattr(plugin, "UNCOPIED", ()))
         if not mine or not isinstance(methods, frozenset) or not mine <= methods:
             continue
         before.append((plugin, methods))
-        plugin._implemented_callback_methods = methods - mine
+        rest = plugin._implemented_callback_methods = methods - mine - frozenset(getattr(plugin, "UNNEEDED", ()))
+        if "v2_on_any" not in rest:
+            passed.append(plugin)
+            others |= rest
         for name in mine:
-            takers.setdefault(name, []).append(plugin)
+            takers.setdefault(name, []).append((plugin, getattr(plugin, name)))
     if not takers:
         yield
         return
-    stock = tqm.send_callback
+    stock, lock, turns = tqm.send_callback, tqm._callback_lock, threading.RLock()
+    few = [plugin for plugin in every if plugin not in passed]
 
     def send_callback(method_name: str, *args: t.Any, **kwargs: t.Any) -> None:
-        stock(method_name, *args, **kwargs)
-        for plugin in takers.get(method_name, ()):
+        if method_name in others:
+            with turns:  # two threads may tell of items; one that tells of something else does no harm
+                tqm._callback_plugins = every
+                try:
+                    stock(method_name, *args, **kwargs)
+                finally:
+                    tqm._callback_plugins = few
+        else:
+            stock(method_name, *args, **kwargs)
+        if method_name not in takers:
+            return
+        for plugin, method in takers[method_name]:
             if plugin.disabled:
                 continue
-            with tqm._callback_lock:
+            with lock:
                 try:
-                    getattr(plugin, method_name)(*args, **kwargs)
+                    method(*args, **kwargs)
                 except Exception as ex:
                     with tqm._callback_dispatch_error_handler.handle(AnsibleCallbackError):  # as core would
                         raise AnsibleCallbackError(f"Callback dispatch {method_name!r} failed for plugin {plugin._load_name!r}.") from ex
 
     tqm.send_callback = send_callback
+    tqm._callback_plugins = few
     try:
         yield
     finally:
         tqm.send_callback = stock
+        tqm._callback_plugins = every
         for plugin, methods in before:
             plugin._implemented_callback_methods = methods
 

@@ -293,12 +293,12 @@ class FiberStrategy(CoreStrategy):
                 job.fiber = None
                 if job.record is not None:
                     job.record.engine = FORK
-                    stamps.announce(job.host.name, uuid(job.task))
             self._start_fork(job, announced=True)
 
     def _start_fork(self, job: Job, announced: bool = False) -> None:
         # _queue_task of core counts it again.
         self._pending_results -= 1
+        stamps.announce(job.host.name, uuid(job.task))
         worker = self._adapter.queue_fork(self, job.slot, job.host, job.task, job.task_vars, job.play_context, announced)
         if worker is None:
             self._scheduler.slot_release(job.slot)

@@ -1,8 +1,9 @@
 """When each step of a host's task happened: filled where it happens, read once by the timings callback.
 
 The executor makes a record with `begin`, writes its own moments into it and says `enter` in the task's fiber; connections say `connecting`, `connected`
-and `request`. The callback calls `announce` when a strategy hands a task to a worker and `take` when its result was handled. All times are
-`time.monotonic()` seconds of the controller (the pool's CLOCK_MONOTONIC microseconds divided by 1e6 are the same clock).
+and `request`. The callback calls `take` when a result was handled. `announce` comes before a task is handed to a worker: from the callback under any
+strategy, from churten's own where they fork. All times are `time.monotonic()` seconds of the controller (the pool's CLOCK_MONOTONIC microseconds
+divided by 1e6 are the same clock).
 
 Nothing is recorded until somebody asks for it with `enable()`, so a run without the callback pays one `if`. A task may connect and run remotely more
 than once (loops, retries, transfers): `connect_begin` and `remote_begin` keep the first time, `*_end` the last, `connect_s` and `remote_s` the sum, and

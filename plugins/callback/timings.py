@@ -112,6 +112,8 @@ class CallbackModule(CallbackBase):
     CALLBACK_NEEDS_ENABLED = True
     # These look at nothing inside a result: churten's strategies need not copy it for them.
     UNCOPIED = ("v2_runner_on_ok", "v2_runner_on_skipped", "v2_runner_on_failed", "v2_runner_on_unreachable")
+    # What these tell is known where churten's strategies run.
+    UNNEEDED = ("v2_playbook_on_task_start", "v2_playbook_on_handler_task_start", "v2_runner_on_start")
 
     def set_options(self, task_keys=None, var_options=None, direct=None):
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)

@@ -37,8 +37,8 @@ class CallbackModule(CallbackBase):
         frame = sys._getframe()
         while not isinstance(manager := frame.f_locals.get("self"), TaskQueueManager):
             frame = frame.f_back
-        timings = next(one for one in manager._callback_plugins if hasattr(one, "UNCOPIED"))
-        self._display.display("SPY %s" % ("v2_runner_on_ok" in timings._implemented_callback_methods))
+        timings = [one for one in manager._callback_plugins if hasattr(one, "UNCOPIED")]
+        self._display.display("SPY %s" % any("v2_runner_on_ok" in one._implemented_callback_methods for one in timings))
 """
 
 
@@ -93,15 +93,29 @@ def test_order_errors_and_what_is_left_behind(capsys):
     plugins = [Plugin(told), Plugin(told, ValueError("broken")), Plugin(told), Plugin(told)]
     plugins[2].disabled = True
     manager = made(plugins, told)
-    stock = manager.send_callback
+    stock = manager.send_callback = lambda *args: told.append([plugins.index(plugin) for plugin in manager._callback_plugins])
     with uncopied_results(manager):
         assert [plugin._implemented_callback_methods for plugin in plugins] == [frozenset(("v2_runner_on_start",))] * 4
         manager.send_callback("v2_runner_on_ok", "result")
-        manager.send_callback("v2_runner_on_start", "host", "task")
-    assert told == ["stock", "result", "result", "stock"]
+        manager.send_callback("v2_runner_on_start", "host", "task")  # core's to send, to all
+        manager.send_callback("v2_playbook_on_notify", "handler", "host")
+    assert told == [[], "result", "result", [0, 1, 2, 3], []]
     assert "Callback dispatch 'v2_runner_on_ok' failed for plugin 'mine'" in " ".join(capsys.readouterr().err.split())
-    assert manager.send_callback is stock
+    assert manager.send_callback is stock and manager._callback_plugins is plugins
     assert all(len(plugin._implemented_callback_methods) == 2 for plugin in plugins)
+
+
+@pytest.mark.skipif(not CAN, reason="this core looks for methods at each event")
+def test_what_is_not_needed_is_not_called():
+    told = []
+    plugin, other = Plugin(told), types.SimpleNamespace(_implemented_callback_methods=frozenset())
+    plugin.UNNEEDED = ("v2_runner_on_start",)
+    manager = made([other, plugin], told)
+    manager.send_callback = lambda *args: told.append(list(manager._callback_plugins))
+    with uncopied_results(manager):
+        manager.send_callback("v2_runner_on_start", "host", "task")
+        assert plugin._implemented_callback_methods == frozenset()
+    assert told == [[other]] and len(plugin._implemented_callback_methods) == 2
 
 
 def test_nothing_is_different_without_such_a_callback():
