@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the callback churten.core.timings and its log cost a run of small tasks.
 
-    benchmarks/timings_cost.py [--hosts 20] [--tasks 30] [--repeat 7] [--strategy churten.core.free] [--live]
+    benchmarks/timings_cost.py [--hosts 20] [--tasks 30] [--repeat 7] [--strategy churten.core.free] [--live] [--instructions]
 
 The same play over local hosts (churten.core.local), in turn without and with the callback and its log, after one run of each that does not count.
 Prints medians of wall time and of the controller's CPU time, and the differences. On a machine that has other things to do they are noise; so the last
 line is counted in one more run from inside, as CPU time of the thread: what the callback and the stamps take, with the copy of each result that core
-makes for a callback, as part of all CPU time of that process. With --live: the live view instead, both on a pseudo-terminal.
+makes for a callback, as part of all CPU time of that process. With --live: the live view instead, both on a pseudo-terminal. With --instructions, which
+needs valgrind: the instructions that ansible-playbook executes, which other work on the machine hardly changes; each pair of runs has another seed of
+Python's hashes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import pty
+import re
 import statistics
 import subprocess
 import sys
@@ -84,11 +87,11 @@ PLAY = """
 """
 
 
-def run(where: Path, hosts: int, env: dict[str, str], terminal: bool, before: str = "") -> tuple[float, float]:
+def run(where: Path, hosts: int, env: dict[str, str], terminal: bool, before: str = "", under: list[str] | None = None) -> tuple[float, float]:
     """Wall and CPU seconds of one ansible-playbook."""
     inventory = ",".join(f"host{number:03}" for number in range(hosts)) + ","
     variables = ["-e", "ansible_connection=local", "-e", f"ansible_python_interpreter={sys.executable}"]
-    words = [sys.executable, "-c", before + MAIN, "-i", inventory, *variables, "-f", str(hosts), str(where / "site.yml")]
+    words = [*(under or ()), sys.executable, "-c", before + MAIN, "-i", inventory, *variables, "-f", str(hosts), str(where / "site.yml")]
     master, slave = pty.openpty() if terminal else (-1, os.open(os.devnull, os.O_RDWR))
     reader = threading.Thread(target=read_all, args=(master,), daemon=True) if terminal else None
     if reader is not None:
@@ -109,6 +112,22 @@ def run(where: Path, hosts: int, env: dict[str, str], terminal: bool, before: st
     return wall, used.ru_utime + used.ru_stime
 
 
+def instructions(where: Path, hosts: int, kinds: dict[str, dict[str, str]], repeat: int, count: int) -> None:
+    """Count them with and without, in turn, and print."""
+    run(where, hosts, kinds["with"], False)  # Python compiles what it has not compiled yet
+    found: dict[str, list[int]] = {kind: [] for kind in kinds}
+    for seed in range(1, repeat + 1):
+        for kind, env in kinds.items():
+            log = where / "valgrind.log"
+            before = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", f"--log-file={log}"]
+            run(where, hosts, env | {"PYTHONHASHSEED": str(seed)}, False, "", before)
+            found[kind].append(int(re.findall(r"Collected : (\d+)", log.read_text())[0]))
+    more = [100 * (one - other) / other for one, other in zip(found["with"], found["without"], strict=True)]
+    each = (statistics.mean(found["with"]) - statistics.mean(found["without"])) / count
+    print(f"instructions: without {statistics.mean(found['without']) / 1e6:.0f} million, with it {statistics.mean(more):+.2f} % ", end="")
+    print(f"({min(more):+.2f} to {max(more):+.2f} %), {each / 1000:+.0f} thousand per task")
+
+
 def read_all(fd: int) -> None:
     """What a terminal does: take it."""
     try:
@@ -126,6 +145,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--strategy", default="churten.core.free")
     parser.add_argument("--live", action="store_true")
+    parser.add_argument("--instructions", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="churten-cost-") as name:
         where = Path(name)
@@ -134,12 +154,13 @@ def main() -> int:
         (core / "plugins").symlink_to(ROOT / "plugins")
         tasks = "".join(f"    - {{name: task {number}, command: 'true'}}\n" for number in range(arguments.tasks))
         (where / "site.yml").write_text(PLAY.format(strategy=arguments.strategy) + tasks)
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "CHURTEN_")) and k != "CI"}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "CHURTEN_")) and k not in ("CI", "PYTHONDONTWRITEBYTECODE")}
         env |= {
             "ANSIBLE_COLLECTIONS_PATH": str(where / "c"),
             "ANSIBLE_DEPRECATION_WARNINGS": "0",
             "HOME": name,
             "PYTHONPATH": str(ROOT),
+            "PYTHONPYCACHEPREFIX": str(where / "cache"),
             "TERM": "xterm",
         }
         with_it = {"ANSIBLE_STDOUT_CALLBACK": "churten.core.live"}
@@ -149,14 +170,20 @@ def main() -> int:
                 "CHURTEN_TIMINGS_LOG": str(where / "t.log"),
                 "CHURTEN_TIMINGS_RECAP": "0",
             }
-        kinds = {"without": env, "with": env | with_it}
+        # Local modules are given all of the environment: it has the same size without.
+        kinds = {"without": env | {f"X{name}": value for name, value in with_it.items()}, "with": env | with_it}
+        count = arguments.hosts * arguments.tasks
+        if arguments.instructions:
+            print(f"{arguments.strategy}, {arguments.hosts} hosts x {arguments.tasks} tasks, {arguments.repeat} runs each, in turn")
+            instructions(where, arguments.hosts, kinds, arguments.repeat, count)
+            stop(env, where)
+            return 0
         figures: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
         for number in range(arguments.repeat + 1):
             for kind in sorted(kinds, reverse=bool(number % 2)):
                 found = run(where, arguments.hosts, kinds[kind], arguments.live)
                 if number:
                     figures[kind].append(found)
-        count = arguments.hosts * arguments.tasks
         print(f"{arguments.strategy}, {arguments.hosts} hosts x {arguments.tasks} tasks, {arguments.repeat} runs each, in turn")
         for column, what in enumerate(("wall", "CPU")):
             median = {kind: statistics.median(one[column] for one in figures[kind]) for kind in kinds}
@@ -171,8 +198,13 @@ def main() -> int:
             f"inside: {100 * (ours + copies) / total:.2f} % of {total:.3f} s CPU:"
             f" {1e6 * ours / count:.0f} us per task, and {1e6 * copies / count:.0f} us core's copy of the result"
         )
-        subprocess.run([sys.executable, "-m", "churten.cli.main", "pool", "stop"], env=env, cwd=where, capture_output=True, check=False)
+        stop(env, where)
     return 0
+
+
+def stop(env: dict[str, str], where: Path) -> None:
+    """End the pool of the runs."""
+    subprocess.run([sys.executable, "-m", "churten.cli.main", "pool", "stop"], env=env, cwd=where, capture_output=True, check=False)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,10 @@ class Model:
             of_host = self.hosts[host] = Figures(host, phases=True)
         at, seconds, rank = result.at, result.seconds, _RANK.get(result.status, -1)
         phases = result.queue, result.connect, result.remote, result.controller
-        for figures in (self.rows[row], play, of_role, of_host):
-            figures.add(at, seconds, rank, host, phases)
+        self.rows[row].add(at, seconds, rank, host, phases)
+        play.add(at, seconds, rank, host, phases)
+        of_role.add(at, seconds, rank, host, phases)
+        of_host.add(at, seconds, rank, host, phases)
         if result.controller is not None:
             self.run.add(at, seconds, rank, host, phases)
 

@@ -283,18 +283,19 @@ class Recorder:
 
     def _take_in(self, thing: t.Any) -> None:
         """Count and log what was kept."""
-        if isinstance(thing, Done):
+        log = self._log
+        if type(thing) is Done:
             timed = self._result(thing)
             self._uncounted.append(timed)
             if len(self._uncounted) >= _BLOCK:
                 self._count()
-            if self._log is not None:
-                self._log.result(timed)
-        elif self._log is not None:
+            if log is not None:
+                log.result(timed)
+        elif log is not None:
             if isinstance(thing, Item):
-                self._log.item(thing)
+                log.item(thing)
             else:
-                self._log.play(thing)
+                log.play(thing)
 
     def _count(self) -> None:
         """Bring what is not counted into the model: a block at a time, while the code for it is at hand."""
@@ -303,21 +304,23 @@ class Recorder:
         self._uncounted.clear()
 
     def _result(self, done: Done) -> Result:
-        task, part, uuid, at = done.task, done.part, done.uuid, done.at
-        begin = _begin(done.stamp, at)
+        at, clock, host, task, uuid, delegated, status, stamp, part, play = done
+        begin = at if stamp is None or stamp.slot is None else stamp.slot
         place = self._places.get(uuid)
         if place is None:
             place = self._places[uuid] = (str(task.action), compat.role_name(task), str(task.get_path() or "") or None)
         # Filled field by field: a call with so many keywords takes longer than all the rest.
         timed = object.__new__(Result)
-        timed.play, timed.play_uuid = done.play
-        timed.task, timed.uuid, timed.host, timed.status = str(task.get_name()), uuid, done.host, done.status
+        timed.play, timed.play_uuid = play
+        timed.task, timed.uuid, timed.host, timed.status = str(task.get_name()), uuid, host, status
         timed.action, timed.role, timed.path = place
-        timed.started = _utc(done.clock - (at - begin))
+        timed.started = _utc(clock - (at - begin))
         timed.at, timed.seconds = begin - self._zero, at - begin
-        timed.delegated, timed.attempts, timed.items = done.delegated, 1, None
-        (done.stamp or _NO_STAMP).fill(timed, timed.seconds, at, self._zero)
-        if done.stamp is None:
+        timed.delegated, timed.attempts, timed.items = delegated, 1, None
+        if stamp is not None:
+            stamp.fill(timed, at - begin, at, self._zero)
+        else:
+            _NO_STAMP.fill(timed, at - begin, at, self._zero)
             timed.t = None
         if part is not None:
             timed.attempts = part.attempts if part.items else part.attempt
