@@ -148,6 +148,7 @@ class Recorder:
         self._play_begun = self._task_begun = time.monotonic()
         self._play_told = False
         self._last_done.clear()
+        stamps.at_first(self._tell_play)
 
     def task(self) -> None:
         """The strategy turns to a task: all hosts if they go in step, else one host."""
@@ -170,7 +171,7 @@ class Recorder:
         self._tell_play()
 
     def _tell_play(self) -> None:
-        """Before anything else of the play: at its first start, or where nobody tells of starts at its first end."""
+        """At the play's first start."""
         if self._play_told:
             return
         self._play_told = True
@@ -202,7 +203,6 @@ class Recorder:
 
     def _ended(self, result: t.Any, status: str, looped: bool) -> Part:
         """Log the part that ended; answers where the task has got to, for the caller to step on."""
-        self._tell_play()
         now = time.monotonic()
         host, uuid = compat.host_name(result), compat.uuid(compat.task(result))
         part = self._parts.get((host, uuid))
@@ -251,8 +251,6 @@ class Recorder:
     def done(self, result: t.Any, status: str) -> None:
         """The result of a host's task was handled. Here only what must be done at once: `_take_in` does the rest."""
         now = time.monotonic()
-        if not self._play_told:
-            self._tell_play()
         host, task = compat.host_and_task(result)
         uuid, delegated = compat.uuid(task), None if task.delegate_to is None else compat.delegated_to(result)
         key = host, uuid

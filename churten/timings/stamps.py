@@ -46,6 +46,7 @@ _now = time.monotonic
 
 _live: dict[tuple[str, str], Stamps] = {}
 _tickets: dict[int, Stamps] = {}
+_firsts: list[t.Callable[[], None]] = []
 _on = False
 _taken: tuple[str, str, Stamps] | None = None
 _slots: int | None = None
@@ -81,6 +82,7 @@ def disable() -> None:
     _slots = None
     _live.clear()
     _tickets.clear()
+    _firsts.clear()
     if _pipe is not None:
         for fd in _pipe:
             os.close(fd)
@@ -98,11 +100,19 @@ def slot_limit() -> int | None:
     return _slots
 
 
+def at_first(tell: t.Callable[[], None]) -> None:
+    """Call it at the next `begin`, once."""
+    if tell not in _firsts:
+        _firsts.append(tell)
+
+
 def begin(host: str, uuid: str) -> Stamps | None:
     """A new record for this host and task (an older one is dropped), with the moment it became eligible. None when nobody records."""
     global _taken
     if not _on:
         return None
+    while _firsts:
+        _firsts.pop(0)()
     _taken = None
     record = _live[host, uuid] = Stamps(_now())
     return record
