@@ -20,6 +20,7 @@ from churten.executor.hub import FiberHub
 from .alarms import fiber_alarms
 from .base import Adapter, connections
 from .compiled import absent_plugins, kept_code
+from .imports import remembered_imports
 from .keywords import remembered_attributes
 from .modules import light_modules
 from .modules_219 import Builder
@@ -78,7 +79,7 @@ class Line219(Adapter):
 
     @contextlib.contextmanager
     def light_modules(self) -> t.Iterator[None]:
-        with light_modules(Builder):
+        with light_modules(Builder), remembered_imports():
             yield
 
     @contextlib.contextmanager

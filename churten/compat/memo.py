@@ -104,6 +104,7 @@ class SettingMemo:
         self._config = config
         self._stock = config.get_config_value
         self._known: dict[str, tuple[t.Any, frozenset[str]] | None] = {}  # value, names of variables that would give another
+        self._with_variables: dict[t.Any, tuple[list[str], t.Any]] = {}  # by numbers of objects: the objects, the value
         self._environ: dict[t.Any, t.Any] = {}
         self._sources: tuple[t.Any, ...] = (None, None)  # command line, ini file
 
@@ -115,6 +116,7 @@ class SettingMemo:
         if sources != self._sources or not (_core.same_items(environ, known_environ) or environ == known_environ):
             self._environ, self._sources = dict(environ), sources
             self._known.clear()
+            self._with_variables.clear()
         if config in self._known:
             known = self._known[config]
         else:
@@ -124,8 +126,22 @@ class SettingMemo:
         value, names = known
         variables = kwargs.get("variables")
         if names and variables and any(name in variables for name in names):
-            return self._stock(config, **kwargs)
+            return self._by_variables(config, names, variables)
         return _core.isolate(value) if isinstance(value, list) else value
+
+    def _by_variables(self, config: str, names: frozenset[str], variables: t.Any) -> t.Any:
+        """The value where variables have a say: remembered for these very objects, if all of them are texts."""
+        given = [variables[name] for name in names if name in variables]
+        if type(variables) is not dict or not all(isinstance(one, str) for one in given):
+            return self._stock(config, variables=variables)
+        key = (config, *[(name, id(variables[name])) for name in names if name in variables])
+        found = self._with_variables.get(key)
+        if found is not None:
+            return found[1]
+        value = self._stock(config, variables=variables)
+        if isinstance(value, self._SCALARS) and len(self._with_variables) < _LIMIT:
+            self._with_variables[key] = (given, value)
+        return value
 
     def _learn(self, config: str) -> tuple[t.Any, frozenset[str]] | None:
         """The value without variables; None if there may be more to it."""
@@ -230,8 +246,11 @@ class PluginMemo:
             return found.result(cls, found.context)
         instance = object.__new__(cls)
         loader._update_object(obj=instance, **found.names)
-        instance.__init__(*args, **{name: value for name, value in kwargs.items() if name not in _LOADERS_OWN})
-        loader._update_object(obj=instance, **found.names)
+        named = {name: instance.__dict__[name] for name in _NAMED}
+        kwargs.pop("class_only", None)
+        kwargs.pop("collection_list", None)
+        instance.__init__(*args, **kwargs)
+        instance.__dict__.update(named)  # as core does, once more
         return found.result(instance, found.context)
 
     def _learn(self, loader: t.Any, key: t.Any, result: t.Any, class_only: bool) -> None:
@@ -241,13 +260,15 @@ class PluginMemo:
         path = context.plugin_resolved_path
         module = loader._module_cache.get(path)
         cls = getattr(module, loader.class_name, None)
-        if cls is not (result.object if class_only else type(result.object)) or getattr(cls, "__abstractmethods__", None):
+        plain = cls is not None and cls.__setattr__ is object.__setattr__ and cls.__new__ is object.__new__ and not getattr(cls, "__abstractmethods__", None)
+        if not plain or cls is not (result.object if class_only else type(result.object)):
             return
         names = {"name": context.plugin_resolved_name, "path": path, "redirected_names": context.redirect_list or [], "resolved": context.resolved_fqcn}
         self._known[key] = _Found(module, cls, context, names, type(result))
 
 
-_LOADERS_OWN = ("class_only", "collection_list")
+# What `_update_object` sets.
+_NAMED = ("_original_path", "_load_name", "_redirected_names", "ansible_aliases", "ansible_name")
 
 
 @contextlib.contextmanager

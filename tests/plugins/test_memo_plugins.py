@@ -1,6 +1,7 @@
 """Plugins, their folders, variables that are not there and parameters of modules: remembered or made in C, and as core gives them."""
 
 import contextlib
+import io
 import json
 import os
 
@@ -189,3 +190,53 @@ def test_the_same_items():
     for wrong in ((one,), (one, []), (1, one)):
         with pytest.raises(TypeError):
             _core.same_items(*wrong)
+
+
+@SINCE_219
+def test_what_module_utils_import_is_looked_at_once(monkeypatch):
+    """The archive of a module holds the same files, whatever was built before; and a file that has changed is looked at again."""
+    import datetime
+    import zipfile
+
+    from ansible._internal._ansiballz import _builder
+    from ansible.executor import module_common
+    from ansible.modules import __file__ as modules
+
+    from churten.compat import imports
+
+    def archive(name):
+        buffer = io.BytesIO()
+        path = os.path.join(os.path.dirname(modules), f"{name}.py")
+        with zipfile.ZipFile(buffer, "w") as file, open(path, "rb") as source:
+            module_common.recursive_finder(
+                name, f"ansible.modules.{name}", source.read(), file, datetime.datetime(2020, 1, 1), _builder.ExtensionManager.create(task_vars={})
+            )
+        return buffer.getvalue()
+
+    names = ("command", "stat", "copy", "uri", "command")
+    was = [archive(name) for name in names]
+    compiled, parsed = module_common._compile_module_ast, []
+
+    finder = module_common.ModuleDepFinder
+    visit = finder.__init__
+
+    def init(self, name, *args, **kwargs):
+        parsed.append(name)
+        visit(self, name, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finder, "__init__", init)
+        with imports.remembered_imports():
+            assert module_common.ModuleDepFinder is not finder
+            assert [archive(name) for name in names] == was
+            assert parsed.count("ansible.module_utils.basic") == 1 and len(parsed) == len(set(parsed)) + 1  # one module was built twice
+            name = "ansible.module_utils.something"
+            ask = module_common.ModuleDepFinder
+            make = module_common._compile_module_ast
+            for source, expected in ((b"import ansible.module_utils.a", "a"), (b"import ansible.module_utils.b", "b"), (b"import ansible.module_utils.a", "a")):
+                tree = make(name, source) if make is not compiled else source
+                assert ask(name, tree, False).submodules == {("ansible", "module_utils", expected)}
+                ask(name, tree, False).submodules.add("mine")
+            with pytest.raises(Exception, match="Unable to compile"):
+                ask(name, make(name, b"import") if make is not compiled else b"import", False)
+        assert module_common.ModuleDepFinder is finder and module_common._compile_module_ast is compiled
