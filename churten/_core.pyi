@@ -50,7 +50,9 @@ class Reader:
     """Stands for `__get__` of core's attributes: csrc/py_reader.c."""
 
     stock: t.Any
-    def __new__(cls, stock: t.Any, flags: tuple[str, ...], keys: t.Callable[[t.Any], dict[t.Any, str]], nothing: object) -> Reader: ...
+    def __new__(
+        cls, stock: t.Any, flags: tuple[str, ...], keys: t.Callable[[t.Any], dict[t.Any, str]], nothing: object, but: tuple[str, ...] = ()
+    ) -> Reader: ...
     def __call__(self, attribute: object, thing: object, cls: type | None = None, /) -> t.Any: ...
 
 class Stamps:

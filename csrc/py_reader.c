@@ -2,14 +2,14 @@
  * py_reader.c - churten._core.Reader. The same thing in Python:
  *
  *     class Reader:
- *         def __init__(self, stock, flags, keys, nothing): ...
+ *         def __init__(self, stock, flags, keys, nothing, but=()): ...
  *         stock: Callable                     # what it stands for
  *         def __call__(self, attribute, thing, cls=None):
  *             places, held = keys(type(thing)), thing.__dict__
  *             if not flags or None in places or any(held.get(flag) is True
  *                                                   for flag in flags):
  *                 value = held.get(places.get(id(attribute)), nothing)
- *                 if value is not nothing:
+ *                 if value is not nothing and value not in but:
  *                     return value
  *             return stock(attribute, thing, cls)
  *
@@ -36,6 +36,7 @@ typedef struct {
     PyObject *flags; /* tuple of str */
     PyObject *keys;
     PyObject *nothing;
+    PyObject *but;   /* tuple of str */
     PyObject *known; /* dict: class -> dict from id(attribute) to key */
 } ReaderObject;
 
@@ -84,6 +85,19 @@ reader_settled(ReaderObject *self, PyObject *places, PyObject *held)
     return n == 0 ? 1 : PyDict_Contains(places, Py_None);
 }
 
+/* Whether stock has more to say about this value. */
+static int
+reader_leaves(ReaderObject *self, PyObject *value)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(self->but); i++) {
+        if (PyUnicode_Check(value) &&
+            PyUnicode_Compare(value, PyTuple_GET_ITEM(self->but, i)) == 0) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 /* New reference, or NULL: with an exception, or without one if stock shall
  * answer. */
 static PyObject *
@@ -112,7 +126,11 @@ reader_read(ReaderObject *self, PyObject *attribute, PyObject *thing)
             value = PyDict_GetItemWithError(held, key);
         }
     }
-    value = value == self->nothing ? NULL : Py_XNewRef(value);
+    if (value == NULL || value == self->nothing ||
+        reader_leaves(self, value)) {
+        value = NULL;
+    }
+    Py_XINCREF(value);
     Py_DECREF(held);
     return value;
 }
@@ -146,14 +164,20 @@ reader_bind(PyObject *op, PyObject *thing, PyObject *Py_UNUSED(type))
 static PyObject *
 reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"stock", "flags", "keys", "nothing", NULL};
-    PyObject *stock, *flags, *keys, *nothing;
+    static char *names[] = {"stock", "flags", "keys", "nothing", "but", NULL};
+    PyObject *stock, *flags, *keys, *nothing, *but = NULL;
     ReaderObject *self;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!OO:Reader", names,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!OO|O!:Reader", names,
                                      &stock, &PyTuple_Type, &flags, &keys,
-                                     &nothing)) {
+                                     &nothing, &PyTuple_Type, &but)) {
         return NULL;
+    }
+    for (Py_ssize_t i = 0; but != NULL && i < PyTuple_GET_SIZE(but); i++) {
+        if (!PyUnicode_Check(PyTuple_GET_ITEM(but, i))) {
+            PyErr_SetString(PyExc_TypeError, "but must be a tuple of str");
+            return NULL;
+        }
     }
     self = (ReaderObject *)type->tp_alloc(type, 0);
     if (self == NULL) {
@@ -164,8 +188,9 @@ reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->flags = Py_NewRef(flags);
     self->keys = Py_NewRef(keys);
     self->nothing = Py_NewRef(nothing);
+    self->but = but != NULL ? Py_NewRef(but) : PyTuple_New(0);
     self->known = PyDict_New();
-    if (self->known == NULL) {
+    if (self->known == NULL || self->but == NULL) {
         Py_DECREF(self);
         return NULL;
     }
@@ -182,6 +207,7 @@ reader_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(self->flags);
     Py_VISIT(self->keys);
     Py_VISIT(self->nothing);
+    Py_VISIT(self->but);
     Py_VISIT(self->known);
     return 0;
 }
@@ -195,6 +221,7 @@ reader_clear(PyObject *op)
     Py_CLEAR(self->flags);
     Py_CLEAR(self->keys);
     Py_CLEAR(self->nothing);
+    Py_CLEAR(self->but);
     Py_CLEAR(self->known);
     return 0;
 }
@@ -226,8 +253,8 @@ static PyType_Slot reader_slots[] = {
     {Py_tp_call, PyVectorcall_Call},
     {Py_tp_descr_get, reader_bind},
     {Py_tp_members, reader_members},
-    {Py_tp_doc, "Reader(stock, flags, keys, nothing): reads keywords of "
-                "playbook objects; see py_reader.c."},
+    {Py_tp_doc, "Reader(stock, flags, keys, nothing, but=()): reads keywords "
+                "of playbook objects; see py_reader.c."},
     {0, NULL},
 };
 

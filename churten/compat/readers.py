@@ -10,10 +10,15 @@ import contextlib
 import types
 import typing as t
 
+from ansible.playbook import attribute as core
 from ansible.playbook.attribute import Attribute, FieldAttribute
 from ansible.utils.sentinel import Sentinel
 
 from churten import _core
+
+# To 2.20: looks whether it is one of two values, and imports two modules for each look.
+_CONNECTION: t.Any = getattr(core, "ConnectionFieldAttribute", None)
+_CONNECTION_NAMES = set("__get__ ansible.module_utils.compat.paramiko ansible.utils.ssh_functions check_for_controlpersist super".split())
 
 # The descriptors, the names they use, and the object's flags of which one must be set.
 _KNOWN: tuple[tuple[t.Any, set[str], tuple[str, ...]], ...] = (
@@ -30,13 +35,17 @@ def plain_getter(kind: t.Any) -> t.Any:
 @contextlib.contextmanager
 def quick_reads() -> t.Iterator[None]:
     """While active, keywords that are there are read in C."""
-    stock = [(kind, kind.__get__, flags) for kind, names, flags in _KNOWN if _names(kind.__get__) == names]
-    for kind, getter, flags in stock:
-        kind.__get__ = _core.Reader(getter, flags, _places, Sentinel)
+    stock: list[tuple[t.Any, t.Any, tuple[str, ...], tuple[str, ...]]]
+    stock = [(kind, kind.__get__, flags, ()) for kind, names, flags in _KNOWN if _names(kind.__get__) == names]
+    own = _CONNECTION is not None and "__get__" in _CONNECTION.__dict__
+    if own and _names(_CONNECTION.__get__) - {"paramiko", "_paramiko"} == _CONNECTION_NAMES:
+        stock += [(_CONNECTION, _CONNECTION.__get__, flags, ("smart", "persistent")) for kind, _, flags, _ in stock if kind is FieldAttribute]
+    for kind, getter, flags, but in stock:
+        kind.__get__ = _core.Reader(getter, flags, _places, Sentinel, but)
     try:
         yield
     finally:
-        for kind, getter, _ in stock:
+        for kind, getter, _, _ in stock:
             kind.__get__ = getter
 
 

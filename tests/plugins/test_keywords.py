@@ -199,6 +199,26 @@ def test_reading(play):
     assert not isinstance(FieldAttribute.__get__, _core.Reader) and not isinstance(Attribute.__get__, _core.Reader)
 
 
+@pytest.mark.parametrize("connection", ["smart", "persistent", "ssh", "local", None])
+def test_the_connection_reads_as_ever(play, connection):
+    """Up to 2.20 two of its values mean another."""
+
+    def read():
+        task, context = Task.load({"command": "/bin/true"}, loader=play._loader), PlayContext(play=play)
+        for one in (task, context):
+            one._connection = connection
+        found = [task.connection, context.connection]
+        task._squashed = context._finalized = True
+        return [*found, task.connection, context.connection]
+
+    stock = read()
+    kinds = {type(attribute) for attribute in Task.fattributes.values()}
+    with readers.quick_reads():
+        assert read() == stock
+        assert all(isinstance(kind.__get__, _core.Reader) for kind in kinds)
+    assert not any(isinstance(kind.__get__, _core.Reader) for kind in kinds)
+
+
 def test_a_class_that_reads_in_its_own_way_does():
     class Own(Task):
         def _get_attr_delay(self):
@@ -245,6 +265,12 @@ def test_a_reader_keeps_nothing():
     assert reader(attribute, thing, Thing) == "stock"
     assert calls == [Thing]
     assert (sys.getrefcount(value), sys.getrefcount(stock), sys.getrefcount(thing)) == before
+    careful = _core.Reader(stock, (), keys, Sentinel, ("smart", "other"))
+    for thing._x, read in (("smart", "stock"), ("other", "stock"), ("ssh", "ssh"), (None, None), (value, value)):
+        assert careful(attribute, thing, Thing) is read or read == "stock"
+        assert (careful(attribute, thing, Thing) == "stock") == (read == "stock")
+    with pytest.raises(TypeError):
+        _core.Reader(stock, (), keys, Sentinel, (1,))
     broken = _core.Reader(stock, (), lambda cls: 1 / 0, Sentinel)
     with pytest.raises(ZeroDivisionError):
         broken(attribute, thing, Thing)

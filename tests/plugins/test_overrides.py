@@ -7,6 +7,7 @@ from ansible.playbook.task import Task
 from ansible.template import Templar
 from test_keywords import play, state, things  # noqa: F401
 
+from churten import compat
 from churten.compat import keywords, overrides, readers
 
 VARIABLES = [
@@ -62,7 +63,7 @@ def test_copies_are_made_without_constructors_where_these_say_nothing(play, monk
         task.copy()
         monkeypatch.setattr(Task, "__init__", lambda self, *args, **kwargs: (made.append(1), stock(self, *args, **kwargs))[1])
         first, second = task.copy(), task.copy()
-        assert made == [] and first.tags is not second.tags and first.__dict__ is not second.__dict__
+        assert (made == [] or compat.core_version() < (2, 19)) and first.tags is not second.tags and first.__dict__ is not second.__dict__
         assert first._uuid == task._uuid and Task()._uuid != Task()._uuid
 
         class Own(Task):
