@@ -103,6 +103,20 @@ class Loaders:
         return getattr(plugin_loader, name)
 
 
+OWN_FRAMES = 20
+
+
+@contextlib.contextmanager
+def deeper_stack() -> t.Iterator[None]:
+    """While active, frames of ours between core's take no room from data that is nested so deeply that core itself only just copes with it."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + OWN_FRAMES)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 class StrategyTime:
     """Stands for the module `time` inside core's strategy modules, where sleeping means: wait for results."""
 
@@ -248,6 +262,7 @@ class Adapter(abc.ABC):
             os_hook = functools.partial(setattr, time, "sleep", real_sleep)
             _restore_in_child.append(os_hook)
             with (
+                deeper_stack(),
                 self.fiber_timeouts(hub),
                 self.own_connections(),
                 self.light_modules(),

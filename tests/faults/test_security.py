@@ -545,7 +545,8 @@ if kind == "deep":
 elif kind == "open":
     print('{"changed": false, "x": ' + "[" * 100000)
 elif kind == "nested":
-    print('{"changed": false, "x": ' + '{"a":' * 400 + "1" + "}" * 400 + "}")
+    # (from some 330 on core 2.19 fails to make a copy of it for callbacks, ours does not: docs/differences.md)
+    print('{"changed": false, "x": ' + '{"a":' * 200 + "1" + "}" * 200 + "}")
 elif kind == "keys":
     print(json.dumps({"changed": False, "n": 1, "x": {"%08x" % (i * 2654435761 % 2**32): 0 for i in range(100000)}}))
 elif kind == "numbers":
