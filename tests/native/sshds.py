@@ -99,11 +99,17 @@ def children(pid):
     return found[1:]
 
 
+def accepts(path):
+    """Whether somebody listens at the socket: its name is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextlib.contextmanager
 def key_agent(path):
     """An ssh-agent on the socket `path`; answers what adds keys to it, and its process."""
     process = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
-    while not path.exists():
+    while not accepts(path):
         assert process.poll() is None
         time.sleep(0.01)
 
