@@ -1909,7 +1909,7 @@ class Standing:
     lent (to a Process) -> idle (between two) -> leaving -> reaped, or lent -> gone
     with the Process, which reaps it as any other child."""
 
-    IDLE = 15.0  # seconds an idle one is kept
+    IDLE = 60.0  # seconds an idle one is kept, as a session
     MOST = 4  # idle ones
 
     zombie, status = False, None

@@ -310,7 +310,7 @@ def test_none_is_left(custom, way):
 def test_an_idle_one_goes(custom, tmp_path, monkeypatch):
     """After some seconds; and the agent goes on."""
     bootstrap = agent_client.bootstrap()
-    source = bootstrap._agent_source().replace("IDLE = 15.0", "IDLE = 0.3")
+    source = bootstrap._agent_source().replace("IDLE = 60.0", "IDLE = 0.3")
     monkeypatch.setattr(bootstrap, "_agent_source", lambda: source)
     monkeypatch.setattr(bootstrap, "_input_parts", bootstrap._make_parts)
     wrapper = custom("pass")
