@@ -1146,6 +1146,7 @@ class State:
         self.group, self.agents_group = os.getpid(), os.getpgid(agent.pid)
         self.locale = sys.modules.get("locale")
         self.words = self.locale.setlocale(self.locale.LC_ALL) if self.locale else None
+        self.handlers = [signal.getsignal(number) for number in range(1, signal.NSIG)]
         self.folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.cwd = self.where()
         self.umask = os.umask(0o77)
@@ -1224,6 +1225,11 @@ class State:
             sys.modules["syslog"].closelog()
         if self.words is not None:
             self.locale.setlocale(self.locale.LC_ALL, self.words)
+        for number, handler in enumerate(self.handlers, 1):
+            # (each module of core 2.22 asks to write a trace at a signal)
+            name = getattr(signal.getsignal(number), "__module__", None) or ""
+            if name.startswith("ansible.module_utils"):
+                signal.signal(number, handler)
         os.umask(self.umask)
         os.fchdir(self.folder)
         return True

@@ -12,6 +12,7 @@ import typing as t
 
 from ansible import constants as C
 from ansible.module_utils.common.text.converters import to_bytes, to_text
+from ansible.plugins.connection import ConnectionBase
 
 _SUDO = ("ansible.builtin.sudo", "ansible.legacy.sudo", "sudo")
 
@@ -113,6 +114,29 @@ class OwnVariables:
                     if type(ex).__name__ != "AnsibleValueOmittedError":  # 2.19 and later: it is as if it were not set
                         raise
         return found
+
+
+def _options_of_216(self: t.Any, variables: t.Any, templar: t.Any) -> t.Any:
+    """`TaskExecutor._set_connection_options` of core 2.16, whose connections are not asked for their variables."""
+    names = _core_set_options(self, variables, templar)
+    connection = self._connection
+    if not isinstance(connection, OwnVariables):
+        return names
+    connection.look_at_variables(variables)  # type: ignore[attr-defined]
+    for name in OWN_VARIABLES:
+        value = templar.template(variables[name]) if name in variables else None
+        if value is not None and value != variables.get("omit"):
+            option, place = name.removeprefix("ansible_"), {"plugin_type": "connection", "plugin_name": connection._load_name}  # type: ignore[attr-defined]
+            checked, _ = C.config.get_config_value_and_origin(option, variables={name: value}, **place)
+            connection.set_option(option, checked)  # type: ignore[attr-defined]
+    return names
+
+
+if not hasattr(ConnectionBase, "_resolve_option_variables"):
+    from ansible.executor.task_executor import TaskExecutor
+
+    _core_set_options: t.Any = TaskExecutor._set_connection_options  # type: ignore[attr-defined]
+    TaskExecutor._set_connection_options = _options_of_216  # type: ignore[attr-defined]
 
 
 _core_plugin_vars = C.config.get_plugin_vars

@@ -104,8 +104,11 @@ class WarmConnection:
 
     def _resolve_option_variables(self, variables: dict[str, t.Any], templar: t.Any) -> t.Any:
         """Called by ansible-core with all variables: the moment to learn the interpreter before the first module asks for it."""
-        self._interpreter = core.interpreter_hint(variables)
+        self.look_at_variables(variables)
         return super()._resolve_option_variables(variables, templar)  # type: ignore[misc]
+
+    def look_at_variables(self, variables: t.Mapping[str, t.Any]) -> None:
+        self._interpreter = core.interpreter_hint(variables)
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
         """Run `cmd` on the target; a module it starts from `in_data` runs in an agent."""

@@ -68,6 +68,7 @@ DIRT = {
     "command": ("subprocess.call(['/bin/true'])", False),
     "daemon": ("subprocess.call(['setsid', 'sh', '-c', 'sleep 20 & exit'])", False),
     "at exit": ("import atexit; atexit.register(print, 'dirt')", False),
+    "signal of module_utils": ("f = lambda *_: None; f.__module__ = 'ansible.module_utils.x'; signal.signal(signal.SIGUSR1, f)", False),
     "environment": ("os.environ['DIRT'] = '1'", True),
     "signal": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", True),
     "mask": ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", True),
