@@ -10,8 +10,6 @@ Core's own run loop, iterator, result processing, includes, handlers and statist
 from __future__ import annotations
 
 import collections
-import contextlib
-import gc
 import time
 import traceback
 import typing as t
@@ -33,6 +31,7 @@ from churten.timings.workers import WorkerLog
 
 from .departure import children_leave_too
 from .engine import FIBER, FORK, Engines
+from .garbage import fewer_collections
 from .hub import Fiber, FiberHub, NeedsFork
 
 display = Display()
@@ -40,19 +39,6 @@ display = Display()
 FORK_PAUSES_S = (0.1, 0.4, 1.5)  # between attempts to start a worker
 DEATHS_MAX, DEATHS_WITHIN_S = 3, 60.0  # more dead workers than that are no accident: the run ends, as it does under stock
 LENT_MAX = 512  # hosts that are connected to beside those that have a slot: each keeps its variables in memory
-
-
-@contextlib.contextmanager
-def fewer_collections() -> t.Iterator[None]:
-    """Garbage collection for a process that lives as long as the run: what is loaded stays, and young objects are looked at less often."""
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 class Results(collections.deque[t.Any]):
