@@ -19,7 +19,6 @@ What the interpreter reads from its stdin (`start_input`):
 from __future__ import annotations
 
 import ast
-import base64
 import contextlib
 import functools
 import hashlib
@@ -131,12 +130,10 @@ def _input_parts() -> tuple[bytes, bytes]:
     with contextlib.suppress(OSError):
         if whole := _checked(digest, BUILT.read_bytes()):
             return whole[:STAGE_SIZE], whole[STAGE_SIZE:]
-    kept = runtime.cache_get(digest)
-    if kept and (whole := _checked(digest, kept[:64].encode("utf-8", "surrogateescape") + base64.b64decode(kept[64:]))):
-        return whole[:STAGE_SIZE], whole[STAGE_SIZE:]
+    if kept := runtime.cache_get(digest):
+        return kept[:STAGE_SIZE], kept[STAGE_SIZE:]
     before, after = _make_parts()
-    text = _with_check(digest, before + after)
-    runtime.cache_put(digest, text[:64].decode() + base64.b64encode(text[64:]).decode())
+    runtime.cache_put(digest, before + after)
     return before, after
 
 
@@ -271,6 +268,11 @@ def _kept_code(name: str, source: bytes) -> types.CodeType | None:
 # Modules share most of their files: (name, CRC, size) -> marshalled code, empty
 # if this Python cannot compile it.
 _compiled: dict[tuple[str, int, int], bytes] = {}
+
+
+def code_name(contents: bytes) -> str:
+    """Under which name `runtime.cache_get` has what `marshal_payload` makes of a payload with these contents (a digest)."""
+    return hashlib.sha256(b"\0".join([b"code", Path(__file__).read_bytes(), sys.version.encode(), contents])).hexdigest()
 
 
 def marshal_payload(zip_bytes: bytes) -> bytes:

@@ -346,9 +346,9 @@ class _Question:
         ]
         self.name = hashlib.sha256(json.dumps(state).encode()).hexdigest()
         self.keep = files is None or not files.by_moment
-        text = runtime.cache_get(self.name) if self.keep else None
-        if text is not None:
-            self.known = _settings[self.key] = parse(text)
+        kept = runtime.cache_get(self.name) if self.keep else None
+        if kept is not None:
+            self.known = _settings[self.key] = parse(kept.decode("utf-8", "surrogateescape"))
             return
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -367,7 +367,7 @@ class _Question:
             if process.returncode != 0 or "\nhostname " not in "\n" + text:
                 raise ValueError(f"ssh -G failed: {errors.strip()[-200:]}")
             if self.keep:
-                runtime.cache_put(self.name, text)
+                runtime.cache_put(self.name, text.encode("utf-8", "surrogateescape"))
             self.known = _settings[self.key] = parse(text)
         assert self.known is not None
         return self.known

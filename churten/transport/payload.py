@@ -20,6 +20,7 @@ import io
 import json
 import re
 import shlex
+import struct
 import sys
 import typing as t
 import zipfile
@@ -27,7 +28,7 @@ import zlib
 from pathlib import Path
 
 from churten import late
-from churten.transport import bootstrap
+from churten.transport import bootstrap, runtime
 
 _MAIN_219 = b'\n\nif __name__ == "__main__":\n    _ansiballz_main(\n'
 _KEYS_219 = {
@@ -57,6 +58,7 @@ MAGIC = importlib.util.MAGIC_NUMBER.hex()
 _LEVEL = 3  # twice the time makes it 5 % smaller
 _ZIP_MAX = 16 << 20  # the protocol's limit for a PAYLOAD frame
 _PARAMS_MAX = 2 << 20  # larger ones would be a host's whole share of the pool's memory
+_LOCAL_HEADER = 30  # bytes of a zip entry's own header before its name; the last four are the lengths of name and extra field
 _zips: dict[bytes, _Zip] = {}
 
 # Modules of core that do their work and keep nothing in their process: several of them may run in one, one after the other (docs/protocol.md, `stays`).
@@ -76,22 +78,34 @@ class _Zip:
             self.entries = sorted((i.filename, i.CRC, i.file_size) for i in archive.infolist())
         self.keys: dict[str, str] = {}
         self._stays: dict[str, bool] = {}
-        self._compiled: bytes | None = None
         self._packed: dict[bool, list[bytes]] = {}
-
-    def compiled(self) -> bytes:
-        """The same, compiled by this Python (`bootstrap.marshal_payload`); takes some tenths of a second when it is new."""
-        if self._compiled is None:
-            self._compiled = bootstrap.marshal_payload(self.data)
-        return self._compiled
 
     def packed(self, compiled: bool) -> list[bytes]:
         """Archive and compiled code (or none) as PAYLOAD has them: a third of their size."""
         if compiled not in self._packed:
-            parts = [self.data, self.compiled()] if compiled else [self.data]
-            packed = [len(part).to_bytes(4, "big") + zlib.compress(part, _LEVEL) for part in parts]
-            self._packed[compiled] = packed if compiled else [*packed, b""]
+            self._packed[compiled] = [_pack(self.data), self._code() if compiled else b""]
         return self._packed[compiled]
+
+    def _code(self) -> bytes:
+        """Its modules as this Python compiles them, packed (`bootstrap.marshal_payload`). That takes some hundredths of a second: it is kept for later runs."""
+        name = bootstrap.code_name(self._contents())
+        found = runtime.cache_get(name)
+        if found is None:
+            found = _pack(bootstrap.marshal_payload(self.data))
+            runtime.cache_put(name, found)
+        return found
+
+    def _contents(self) -> bytes:
+        """A digest of all that is in the archive; its times, which differ in every run, are not."""
+        digest = hashlib.sha256()
+        with zipfile.ZipFile(io.BytesIO(self.data)) as archive:
+            for info in sorted(archive.infolist(), key=lambda info: info.filename):
+                name = info.filename.encode()
+                digest.update(b"%d %d %d\n" % (len(name), info.compress_type, info.compress_size))
+                digest.update(name)
+                start = info.header_offset + _LOCAL_HEADER + sum(struct.unpack_from("<HH", self.data, info.header_offset + _LOCAL_HEADER - 4))
+                digest.update(self.data[start : start + info.compress_size])
+        return digest.digest()
 
     def key(self, fqn: str) -> str:
         """The content key: the archive's own bytes differ in every run (time stamps), what is in it does not."""
@@ -108,6 +122,10 @@ class _Zip:
         if fqn not in self._stays:
             self._stays[fqn] = all(name in _MADE_BY_CORE or _installed(name) == (crc, size) for name, crc, size in self.entries)
         return self._stays[fqn]
+
+
+def _pack(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + zlib.compress(data, _LEVEL)
 
 
 def _installed(name: str) -> tuple[int, int] | None:

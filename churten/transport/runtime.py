@@ -16,6 +16,8 @@ from churten import __version__
 START_TIMEOUT_S = 5.0
 _NAMESPACES = ("mnt", "net", "user", "uts")
 _CACHE_FILES = 512
+_CACHE_FILE_MAX = 8 << 20
+_CACHE_BYTES = 64 << 20
 _SOCKET_PATH_MAX = 100
 
 
@@ -172,7 +174,7 @@ def _reap(pid: int) -> None:
         time.sleep(0.005)
 
 
-# --- a cache of texts that is shared by the processes of a user ------------------------------------------------------------------------
+# --- a cache that is shared by the processes of a user -----------------------------------------------------------------------------------
 
 
 def secret() -> bytes:
@@ -189,30 +191,35 @@ def secret() -> bytes:
     raise RuntimeProblem(f"cannot use {path}")
 
 
-def cache_get(name: str) -> str | None:
-    """The text stored under `name` (a hex digest), or None."""
+def cache_get(name: str) -> bytes | None:
+    """What is stored under `name` (a hex digest), as it was stored, or None."""
     try:
-        return _read_private(os.path.join(pool_dir(), "cache-" + name)).decode("utf-8", "surrogateescape")
+        data = _read_private(os.path.join(pool_dir(), "cache-" + name))
     except (OSError, RuntimeProblem):
         return None
+    check, data = data[:32], data[32:]
+    return data if check == hashlib.sha256(data).digest() else None
 
 
-def cache_put(name: str, text: str) -> None:
-    """Store `text`; failing to is harmless."""
+def cache_put(name: str, data: bytes) -> None:
+    """Store `data`; failing to is harmless. All that was stored goes when it has become too much."""
+    if len(data) > _CACHE_FILE_MAX - 32:
+        return
     with contextlib.suppress(OSError, RuntimeProblem):
         directory = pool_dir()
-        names = [n for n in os.listdir(directory) if n.startswith("cache-")]
-        if len(names) >= _CACHE_FILES:
-            for old in names:
+        with os.scandir(directory) as entries:
+            kept = [(entry.path, entry.stat(follow_symlinks=False).st_size) for entry in entries if entry.name.startswith("cache-")]
+        if len(kept) >= _CACHE_FILES or sum(size for _path, size in kept) + len(data) > _CACHE_BYTES:
+            for path, _size in kept:
                 with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(directory, old))
-        _write_private(os.path.join(directory, "cache-" + name), text.encode("utf-8", "surrogateescape"), replace=True)
+                    os.unlink(path)
+        _write_private(os.path.join(directory, "cache-" + name), hashlib.sha256(data).digest() + data, replace=True)
 
 
 def _read_private(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb") as file:
-        return file.read(1 << 20)
+        return file.read(_CACHE_FILE_MAX)
 
 
 def _write_private(path: str, data: bytes, replace: bool) -> None:

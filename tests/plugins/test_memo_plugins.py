@@ -1,6 +1,7 @@
 """Plugins, their folders, variables that are not there and parameters of modules: remembered or made in C, and as core gives them."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -193,8 +194,8 @@ def test_the_same_items():
 
 
 @SINCE_219
-def test_what_module_utils_import_is_looked_at_once(monkeypatch):
-    """The archive of a module holds the same files, whatever was built before; and a file that has changed is looked at again."""
+def test_what_module_utils_import_is_looked_at_once(monkeypatch, tmp_path):
+    """The archive of a module holds the same files, whatever this run or an earlier one has built; and a file that has changed is looked at again."""
     import datetime
     import zipfile
 
@@ -225,6 +226,7 @@ def test_what_module_utils_import_is_looked_at_once(monkeypatch):
         visit(self, name, *args, **kwargs)
 
     with monkeypatch.context() as patch:
+        patch.setenv("CHURTEN_POOL_DIR", str(tmp_path / "pool"))
         patch.setattr(finder, "__init__", init)
         with imports.remembered_imports():
             assert module_common.ModuleDepFinder is not finder
@@ -240,3 +242,25 @@ def test_what_module_utils_import_is_looked_at_once(monkeypatch):
             with pytest.raises(Exception, match="Unable to compile"):
                 ask(name, make(name, b"import") if make is not compiled else b"import", False)
         assert module_common.ModuleDepFinder is finder and module_common._compile_module_ast is compiled
+
+        def again():
+            """The files that are parsed in another run."""
+            parsed.clear()
+            with imports.remembered_imports():
+                assert [archive(name) for name in names] == was
+                name = "ansible.module_utils.something"
+                make = module_common._compile_module_ast
+                module_common.ModuleDepFinder(name, make(name, source) if make is not compiled else source, False)
+            return {name for name in parsed if name.startswith("ansible.module_utils.")}
+
+        assert again() == {"ansible.module_utils.something"}  # not core's own: looked at in each run
+        (kept,) = (path for path in (tmp_path / "pool").iterdir() if path.name.startswith("cache-"))
+        whole = kept.read_bytes()
+        for damaged in (b"", whole[:-1], whole[:40] + b"x" + whole[41:], *(hashlib.sha256(text).digest() + text for text in (b"[1]", b"{"))):
+            kept.write_bytes(damaged)
+            assert "ansible.module_utils.basic" in again()
+            assert kept.read_bytes() == whole
+        merged = json.loads(whole[32:])
+        text = json.dumps(dict(list(merged.items())[::2]) | {"other": [[], [], False]}).encode()
+        kept.write_bytes(hashlib.sha256(text).digest() + text)  # another run has kept something meanwhile
+        assert len(again()) > 1 and json.loads(kept.read_bytes()[32:]) == merged | {"other": [[], [], False]}

@@ -126,6 +126,28 @@ def test_compiled_code_goes_only_to_the_same_python(build):
     assert name == key == module.key and unpacked(archive) == module.archive.data and rest == [b"", ""]
 
 
+def test_compiled_code_is_kept_for_later_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHURTEN_POOL_DIR", str(tmp_path / "pool"))
+    early, late = (2026, 1, 1, 0, 0, 0), (2026, 2, 2, 2, 2, 2)
+    made = []
+    marshalled = payload.bootstrap.marshal_payload
+    monkeypatch.setattr(payload.bootstrap, "marshal_payload", lambda data: made.append(data) or marshalled(data))
+
+    def code(*args):
+        return marshal.loads(unpacked(payload._Zip(_zip_text(*args)).packed(True)[1]))
+
+    first = code("a = 1", early)
+    assert list(first) == ["ansible.modules.m"] and len(made) == 1
+    assert code("a = 1", late) == first and len(made) == 1
+    assert code("a = 2", early) != first and len(made) == 2
+    assert list(code("a = 1", early, "ansible/modules/n.py")) == ["ansible.modules.n"] and len(made) == 3
+    for kept in (tmp_path / "pool").iterdir():
+        kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    assert code("a = 1", early) == first and len(made) == 4
+    monkeypatch.setenv("CHURTEN_POOL_DIR", "/dev/null/x")  # nowhere to keep anything
+    assert code("a = 1", early) == first and len(made) == 5
+
+
 def unpacked(part):
     data = zlib.decompress(part[4:])
     assert len(data) == int.from_bytes(part[:4], "big")
