@@ -97,11 +97,16 @@ class Bench:
         self.count = 0
 
     def own(self) -> Path:
-        """A directory for one run: control sockets, pool, caches. So nothing is kept between runs that is not meant to be."""
+        """A directory for one run: control sockets, pool, caches. So nothing is kept between runs that is not meant to be.
+
+        What churten keeps of modules and of `ssh_config` on disk (`cache-*`, as Python keeps `.pyc` files) is there from its second run on.
+        """
+        before = self.base / f"r{self.count}" / "pool"
         self.count += 1
         own = self.base / f"r{self.count}"
-        own.mkdir()
-        (own / "pool").mkdir(mode=0o700)
+        (own / "pool").mkdir(mode=0o700, parents=True)
+        for kept in before.glob("cache-*"):
+            shutil.copy2(kept, own / "pool" / kept.name)
         return own
 
     def environment(self, contender: Contender, own: Path) -> dict[str, str]:
@@ -409,7 +414,8 @@ def main() -> int:
             return 0
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         # pip compiles what it installs; a checkout has no compiled files where Python is told not to write them (PYTHONDONTWRITEBYTECODE).
-        compileall.compile_dir(Path(churten.__file__).parent, quiet=1)
+        for folder in (Path(churten.__file__).parent, HERE.parent / "plugins"):
+            compileall.compile_dir(folder, quiet=1)
         if not given.scenario:
             return bench_all(given.readme, given.budget)
         line = bench(scenarios.load(given.scenario), only, lambda _name: given.repeat, given.everybody)
