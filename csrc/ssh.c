@@ -40,10 +40,13 @@
  */
 #include "ssh.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define POLLS_MAX   16             /* 4 KiB reads per turn */
@@ -183,6 +186,20 @@ link_report(struct ch_link *link)
     }
 }
 
+/* Until sshd has started a command for us Nagle's algorithm holds back each of
+ * its small packets until the one before is acknowledged; the kernel would do
+ * that 40 ms later, when it has nothing to send that could carry it. The option
+ * lasts for what has been received so far. */
+static void
+acknowledge(const struct ch_link *link)
+{
+    int on = 1;
+
+    if (link->fd >= 0 && !link->served) {
+        (void)setsockopt(link->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+    }
+}
+
 void
 ch_ssh_enter(struct ch_link *link)
 {
@@ -203,6 +220,7 @@ ch_ssh_leave(struct ch_link *link)
     if (!link->doomed) {
         ch_ssh_chans_reap(link);
         ch_ssh_settle(link);
+        acknowledge(link);
     }
     link->depth--;
     if (link->doomed && link->state != SIGNING) {

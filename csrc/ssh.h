@@ -111,6 +111,7 @@ struct ch_link {
     int dirty;   /* a libssh callback has set something */
     int blocked; /* a write was refused although the window is open: rekey */
     int overrun; /* the peer ignored the window */
+    int served;  /* a command runs, or did */
 };
 
 struct ch_chan {

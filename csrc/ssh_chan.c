@@ -196,6 +196,7 @@ chan_step(struct ch_chan *chan)
             chan_refused(chan, "exec request failed on channel");
         } else if (rc == SSH_OK) {
             chan->state = RUNNING;
+            chan->link->served = 1;
         }
     }
     if (chan->state == RUNNING && chan->eof && !chan->eof_sent) {
