@@ -37,7 +37,7 @@ from churten.lab.chaos import Chaos, Script  # noqa: E402
 NAMES = [f"h{number}" for number in range(6)]
 ALIVE_S, ALIVE_COUNT = 1, 3  # ServerAliveInterval, ServerAliveCountMax: when a stall is noticed
 CONNECT_S = 4
-BOUND_S = 100.0  # an agent that is stopped while it starts, with a request on its way to it, has 60 s more than CONNECT_S
+BOUND_S = 135.0  # a login that stands still has 120 s, as under sshd's LoginGraceTime (docs/protocol.md, login_timeout_ms), after CONNECT_S
 STRATEGIES = ("churten.core.free", "churten.core.linear")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -80,23 +79,28 @@ def test_where_everybody_is_known_nothing_is_looked_for(place: Place) -> None:
         assert "FROZEN True" in place.run(strategy)
 
 
-def test_the_last_words_of_a_callback_are_said(place: Place) -> None:
-    env = place.plugin("callback", "last_words", CALLBACK) | {"ANSIBLE_CALLBACKS_ENABLED": "last_words"}
+@pytest.mark.parametrize("where", ["callback", "collection"])
+def test_the_last_words_of_a_callback_are_said(place: Place, where: str) -> None:
+    """If they are under stock: 2.22 on Python 3.13 keeps callbacks to the very end."""
+    if where == "callback":
+        env = place.plugin("callback", "last_words", CALLBACK) | {"ANSIBLE_CALLBACKS_ENABLED": "last_words"}
+    else:
+        plugins = place.top / "collections/ansible_collections/some/body/plugins/callback"
+        plugins.mkdir(parents=True)
+        (plugins / "last_words.py").write_text(CALLBACK)
+        env = {"ANSIBLE_CALLBACKS_ENABLED": "some.body.last_words"}
+    said = []
     for strategy in ("linear", "churten.core.free"):
         out = place.run(strategy, **env)
-        assert re.search(r"^FROZEN False\n(.*\n)*LAST WORDS$", out, re.MULTILINE), out
-        assert (place.top / "words").read_text() == "flushed at the end"
+        assert "FROZEN False" in out
+        said.append(("LAST WORDS" in out.partition("FROZEN False")[2], (place.top / "words").read_text()))
         (place.top / "words").unlink()
+    assert said[0] == said[1], said
+    if sys.version_info < (3, 13):
+        assert said[0] == (True, "flushed at the end")
 
 
 def test_a_filter_of_the_play_is_somebody_else(place: Place) -> None:
     env = place.plugin("filter", "mine", "class FilterModule:\n    def filters(self):\n        return {'mine': str}\n")
     (place.top / "play.yml").write_text(PLAY.replace("debug:", "debug:\n        msg: \"{{ 1 | mine }}\""))
     assert "FROZEN False" in place.run("churten.core.free", **env)
-
-
-def test_a_collection_is_somebody_else(place: Place) -> None:
-    plugins = place.top / "collections/ansible_collections/some/body/plugins/callback"
-    plugins.mkdir(parents=True)
-    (plugins / "last_words.py").write_text(CALLBACK)
-    assert "LAST WORDS" in place.run("churten.core.free", ANSIBLE_CALLBACKS_ENABLED="some.body.last_words")
