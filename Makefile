@@ -98,7 +98,7 @@ $(BIN)/.tools: .ci/packages
 	$(BIN)/pip install -q --upgrade $(CORE) greenlet mitogen passlib pytest hypothesis jsonschema ruff mypy types-PyYAML \
 	    rich pyte ansible-runner opentelemetry-proto prometheus_client
 	touch $@
-$(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h) churten/agent.py churten/transport/bootstrap.py
+$(BIN)/.built: $(BIN)/.tools setup.py pyproject.toml $(wildcard csrc/*.c csrc/*.h) $(wildcard churten/agent/*.py) churten/transport/bootstrap.py
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 .PHONY: help dev demo test unit native plugins faults chaos soak quick differential random-plays test-ara posix conformance conformance-smoke lines test-matrix test-browser pictures lint bench bench-summary bench-plots asan fuzz clean

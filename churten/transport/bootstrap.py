@@ -8,7 +8,7 @@ What the interpreter reads from its stdin (`start_input`):
     stage   STAGE_SIZE bytes of Python that any version since 2.7 can parse
     nonce   32 bytes
     sizes   two numbers of 8 digits: of the source and of the code that follow
-    source  zlib: churten/agent.py without comments and docstrings
+    source  zlib: the parts of churten/agent as one program, without comments and docstrings
     magic   4 bytes: which interpreters the code is for
     code    zlib: the same, compiled, without line numbers (a target of our own
             Python version saves compiling, which costs more than its start)
@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from importlib.abc import SourceLoader
 from pathlib import Path
 
-from churten import late
+from churten import agent, late
 from churten.transport import runtime
 
 STAGE_SIZE = 640
@@ -70,9 +70,45 @@ _WORD = late.pattern(r"[\w./+:@%=,~-]+\Z", re.ASCII)
 _NONCE = late.pattern(r"[0-9a-f]{32}\Z")
 
 
+PARTS = [Path(__file__).parent.parent / "agent" / f"{name}.py" for name in agent.PARTS]
+
+
 def _agent_source() -> str:
-    path = Path(__file__).parent.parent / "agent.py"
-    return strip_source(path.read_text(encoding="utf-8"))
+    return join_parts([path.read_text(encoding="utf-8") for path in PARTS])
+
+
+def join_parts(sources: Sequence[str]) -> str:
+    """The parts of the agent as one program, line after line: but what a part imports from others, and what was imported before, is blank."""
+    known: set[str] = set()
+    parts = []
+    for source in sources:
+        lines = strip_source(source).removesuffix("\n").split("\n")
+        for node in ast.parse(source).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and _is_needless(node, known):
+                end = node.end_lineno or node.lineno
+                lines[node.lineno - 1 : end] = [""] * (end - node.lineno + 1)
+        parts += lines
+    return "\n".join(parts) + "\n"
+
+
+def place(line: int) -> str:
+    """The file and line that a line of the program was, for a traceback of a target (of this very version)."""
+    for path in PARTS:
+        count = path.read_text(encoding="utf-8").count("\n")
+        if line <= count:
+            return f"{path.name}:{line}"
+        line -= count
+    raise ValueError("the agent has not so many lines")
+
+
+def _is_needless(node: ast.Import | ast.ImportFrom, known: set[str]) -> bool:
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("churten.agent."):
+        return True
+    text = ast.unparse(node)
+    if text in known:
+        return True
+    known.add(text)
+    return False
 
 
 def strip_source(source: str) -> str:
@@ -138,8 +174,8 @@ def _input_parts() -> tuple[bytes, bytes]:
 
 
 def _digest() -> str:
-    """What the parts are made of: this program, the agent's source, and the version of the compiled code."""
-    inputs = [Path(__file__).read_bytes(), (Path(__file__).parent.parent / "agent.py").read_bytes(), importlib.util.MAGIC_NUMBER]
+    """What the input is made of: this program, the agent's source, and the version of the compiled code."""
+    inputs = [path.read_bytes() for path in (Path(__file__), Path(agent.__file__), *PARTS)] + [importlib.util.MAGIC_NUMBER]
     return hashlib.sha256(b"\0".join(inputs)).hexdigest()
 
 

@@ -5,7 +5,10 @@ import re
 import sys
 from pathlib import Path
 
+from churten import agent
+
 ROOT = Path(__file__).resolve().parents[2]
+AGENT = ROOT / "churten" / "agent"
 # Written so that no pattern matches its own text.
 PRIVATE = {
     "a path of one machine": r"/roo[t]/|/home/(?!\{)\w+/|/tmp/w[t]\b|/tmp/[v]/|(?<![\w.}])/wor[k]/|\.pyen[v]|/opt/(?:pyp[i]|wheel[s])",
@@ -44,7 +47,7 @@ def test_private_names_of_ansible_core_live_in_compat(files):
     wrong = []
     for path in python_files(files, "churten", "plugins", "benchmarks", "examples"):
         # The agent does on the target what core's own module wrapper does there; the forms it knows stand in the protocol.
-        if path.is_relative_to(ROOT / "churten" / "compat") or path == ROOT / "churten" / "agent.py":
+        if path.is_relative_to(ROOT / "churten" / "compat") or path.is_relative_to(AGENT):
             continue
         for line, module, name in imports(ast.parse(path.read_text())):
             if private(module, name):
@@ -82,7 +85,7 @@ def test_the_check_of_attributes_sees_what_it_should():
 def test_private_attributes_of_ansible_core_live_in_compat(files):
     """Everybody asks compat for what objects of core keep to themselves; what the executor has of core's strategy by inheritance is declared there."""
     compat = ROOT / "churten" / "compat"
-    trees = {path: ast.parse(path.read_text()) for path in python_files(files, "churten") if path != ROOT / "churten" / "agent.py"}
+    trees = {path: ast.parse(path.read_text()) for path in python_files(files, "churten") if not path.is_relative_to(AGENT)}
     names = set(own_names(trees[compat / "strategy.py"]))
     others = {path: tree for path, tree in trees.items() if not path.is_relative_to(compat)}
     names.update(name for tree in others.values() for name in own_names(tree))
@@ -107,10 +110,39 @@ def test_collection_has_no_init_above_plugins(files):
 
 
 def test_the_agent_runs_on_old_targets(files):
-    for path in (p for p in files if p == ROOT / "churten" / "agent.py"):
+    for path in (p for p in files if p.is_relative_to(AGENT)):
         tree = ast.parse(path.read_text(), feature_version=(3, 6))
-        wrong = [m for _, m, _ in imports(tree) if m.split(".")[0] not in {*sys.stdlib_module_names, "ansible", "imp"}]
-        assert wrong == [], "the agent has only the standard library (and what the payload brings)"
+        foreign = [m for _, m, _ in imports(tree) if m.split(".")[0] not in {*sys.stdlib_module_names, "ansible", "imp"}]
+        assert [m for m in foreign if not m.startswith("churten.agent.")] == [], "the agent has only the standard library (and what the payload brings)"
+
+
+def test_the_parts_of_the_agent_make_one_program(files):
+    """Each is joined, in an order in which it imports from earlier ones only; no two give the same name, and none is rebound from outside."""
+    assert {p.stem for p in files if p.parent == AGENT} == {"__init__", *agent.PARTS}
+    given, wrong = {}, []
+    for path in (AGENT / f"{part}.py" for part in agent.PARTS):
+        text = path.read_text()
+        wrong += [f"{path.stem}: {text.count(chr(10))} lines"] if text.count("\n") > 700 else []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("churten"):
+                part = (node.module or "").rpartition(".")[2]
+                wrong += [f"{path.stem}: {a.name} of {part}" for a in node.names if a.asname or given.get(a.name) != part or node.col_offset]
+            wrong += [f"{path.stem}: global {node.names}"] if isinstance(node, ast.Global) else []
+        for name in names_of(ast.parse(text)):
+            wrong += [f"{path.stem}: {name} is of {given[name]} too"] if name in given else []
+            given[name] = path.stem
+    assert wrong == []
+
+
+def names_of(tree):
+    """What a module gives at its top level."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            names |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return names
 
 
 def test_no_private_text(files):

@@ -18,7 +18,7 @@ from churten.executor import strategy
 def modules_import():
     others = {"core_218", "core_219", "core_222", "line_219", "modules_218", "modules_219", "templating", "compiled", "alarms"}
     for found in pkgutil.walk_packages(churten.__path__, "churten."):
-        if found.name.rpartition(".")[2] not in others and found.name != "churten.agent":
+        if found.name.rpartition(".")[2] not in others:
             importlib.import_module(found.name)
 
 

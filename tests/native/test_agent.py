@@ -1461,26 +1461,45 @@ def test_the_packed_agent_is_the_one_of_these_sources(tmp_path, monkeypatch):
     bootstrap._input_parts.cache_clear()
 
 
+def shape(text):
+    """The program that a text is, apart from docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            first = node.body[0]
+            value = getattr(first, "value", None)
+            if isinstance(first, ast.Expr) and isinstance(value, ast.Constant):
+                node.body[0] = ast.Pass()
+    return ast.dump(tree)
+
+
 def test_strip_source():
     """Only comments and docstrings go; every line stays where it was."""
     bootstrap = agent_client.bootstrap()
-    path = os.path.join(os.path.dirname(bootstrap.__file__), "..", "agent.py")
-    source = open(path, encoding="utf-8").read()
-    stripped = bootstrap.strip_source(source)
-    assert "#" not in re.sub(r'"[^"\n]*"', "", stripped)
+    for path in bootstrap.PARTS:
+        source = path.read_text(encoding="utf-8")
+        stripped = bootstrap.strip_source(source)
+        assert "#" not in re.sub(r'"[^"\n]*"', "", stripped)
+        assert shape(source) == shape(stripped)
+        assert source.count("\n") == stripped.count("\n")
 
-    def shape(text):
-        tree = ast.parse(text)
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                first = node.body[0]
-                value = getattr(first, "value", None)
-                if isinstance(first, ast.Expr) and isinstance(value, ast.Constant):
-                    node.body[0] = ast.Pass()
-        return ast.dump(tree)
 
-    assert shape(source) == shape(stripped)
-    assert source.count("\n") == stripped.count("\n")
+def test_the_parts_become_one_program():
+    """Everything of each part is there, where `place` says, but what it imports from others, or another has imported; and nothing else."""
+    bootstrap = agent_client.bootstrap()
+    whole = {bootstrap.place(node.lineno): ast.dump(node) for node in ast.parse(bootstrap._agent_source()).body}
+    imported = set()
+    for path in bootstrap.PARTS:
+        for node in ast.parse(bootstrap.strip_source(path.read_text(encoding="utf-8"))).body:
+            text, found = ast.dump(node), whole.pop(f"{path.name}:{node.lineno}", None)
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("churten."):
+                assert found is None
+            elif isinstance(node, ast.Import) and text in imported:
+                assert found is None
+            else:
+                assert found == text
+                imported.add(text)
+    assert whole == {}
 
 
 def test_marshal_payload_leaves_out_what_does_not_compile():

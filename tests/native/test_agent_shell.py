@@ -17,7 +17,7 @@ import time
 import pytest
 from agent_client import AgentClient
 
-from churten import agent
+from churten.agent import child, shell
 
 NAME = "ansible-tmp-1795309896.7664196-30246-60864707149535"
 GENERATE = """
@@ -52,8 +52,8 @@ def texts(request):
 
 
 def plain(home="/root"):
-    programs = [os.fsencode(shutil.which(name, path="/usr/bin:/bin")) for name in agent.Plain.PROGRAMS]
-    found = agent.Plain(b"", programs, b"/usr/bin:/bin", os.fsencode(home))
+    programs = [os.fsencode(shutil.which(name, path="/usr/bin:/bin")) for name in shell.Plain.PROGRAMS]
+    found = shell.Plain(b"", programs, b"/usr/bin:/bin", os.fsencode(home))
     found.now = lambda environ: b""
     return found
 
@@ -76,13 +76,13 @@ def alone(command, env):
 def by_child(command, env):
     """(did the child do it itself, status, stdout, stderr)"""
     out_r, out_w = os.pipe()
-    act = agent.shell_act(os.fsencode(command))
+    act = shell.shell_act(os.fsencode(command))
     pid = os.fork()
     if pid == 0:
         try:
             os.dup2(out_w, 1)
             if act is not None:
-                agent.do_in_child(act, plain(env["HOME"]), env)
+                child.do_in_child(act, plain(env["HOME"]), env)
         finally:
             os._exit(99)
     os.close(out_w)
@@ -326,7 +326,7 @@ def test_other_removals(texts, tmp_path, name, recurse):
     ],
 )
 def test_other_texts(command):
-    assert agent.shell_act(command.encode()) is None
+    assert shell.shell_act(command.encode()) is None
 
 
 # ------------------------------------------------- whose shells are plain
@@ -416,13 +416,13 @@ def test_shells_that_are_not_plain(home, start):
 
 
 def test_an_account_with_another_shell(home, monkeypatch):
-    monkeypatch.setattr(agent, "account_shell", lambda: "/bin/rbash")
+    monkeypatch.setattr(shell, "account_shell", lambda: "/bin/rbash")
     with pytest.raises(ValueError):
-        agent.Plain.now({"HOME": "/"})
-    monkeypatch.setattr(agent, "account_shell", lambda: "/bin/dash")
-    agent.Plain.now({"HOME": "/"})
+        shell.Plain.now({"HOME": "/"})
+    monkeypatch.setattr(shell, "account_shell", lambda: "/bin/dash")
+    shell.Plain.now({"HOME": "/"})
     with pytest.raises(ValueError):
-        agent.Plain.now({"HOME": "/", "BASH_ENV": "/x"})
+        shell.Plain.now({"HOME": "/", "BASH_ENV": "/x"})
 
 
 # ------------------------------------------- what follows a folder's making
@@ -464,7 +464,7 @@ def test_what_is_quick(texts, tmp_path):
     made = {os.fsencode(tmp_path / NAME): 0.0}
 
     def quick(*words, **more):
-        return agent.shell_act(os.fsencode(texts(*words, **more))).is_quick(made)
+        return shell.shell_act(os.fsencode(texts(*words, **more))).is_quick(made)
 
     folder = f"{tmp_path}/{NAME}"
     os.mkdir(folder)
@@ -476,5 +476,5 @@ def test_what_is_quick(texts, tmp_path):
     assert quick("remove", folder + "/", recurse=True)
     assert not quick("remove", f"{tmp_path}/{NAME}1/", recurse=True)
     with open(folder + "/large", "wb") as file:
-        file.truncate(agent.QUICK_BYTES + 1)
+        file.truncate(shell.QUICK_BYTES + 1)
     assert not quick("remove", folder + "/", recurse=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The standing child (churten/agent.py): a module that runs in a process that has run it before finds, and leaves, what it would in a new one."""
+"""The standing child (churten/agent/standing.py): a module that runs in a process that has run it before finds, and leaves, what it would in a new one."""
 
 import json
 import os
