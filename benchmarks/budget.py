@@ -3,10 +3,12 @@
 """Where the CPU time of a churten run goes: controller, pool, sshd, agents, modules.
 
     benchmarks/budget.py [--hosts 20] [--repeat 3] [--strategy churten.core.free] [--playbook playbooks/cmd20.yml]
+    benchmarks/budget.py --scenario file100m20 --strategy free,churten.core.free
 
 The play runs on lab hosts cold (no session, no agent) and then warm (what the first run left); after each run the CPU time of every process of the hosts
 and of the pool is read from /proc while they live. Prints medians in ms per host-task. `agents` is what the agents themselves use, with the fork of each
-child; `modules` is what their children use, those that have ended and those that stand; `sshd` is all of the login, too.
+child; `modules` is what their children use, those that have ended and those that stand; `sshd` is all of the login, too. Several strategies take turns; under
+a built-in one `pool` is its ssh masters, and what ran on the hosts and has ended is `sshd`.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import end_leftovers, recap, run
-from scenario import World
-from surroundings import hosts
+from harness import end_leftovers, random_file, recap, run
+from scenario import Scenario, World, load
+from surroundings import Hosts, hosts
 
 import churten
 from churten.lab import procs
@@ -66,52 +68,79 @@ def snapshot(listeners: set[int], pool_dir: Path) -> dict[str, float]:
     return spent
 
 
-def main() -> int:
+def asked() -> tuple[Scenario, list[str], int]:
+    """What the command line says: a scenario, the strategies, how often."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--hosts", type=int)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--strategy", default="churten.core.free")
+    parser.add_argument("--strategy", default="churten.core.free", help="or several, with commas between them")
     parser.add_argument("--playbook", type=Path, default=HERE / "playbooks" / "cmd20.yml")
+    parser.add_argument("--scenario", help="its hosts, its playbook and its file")
     given = parser.parse_args()
+    scenario = load(given.scenario) if given.scenario else Scenario("", "", 20, 20, str(given.playbook.resolve()))
+    if given.hosts:
+        scenario.hosts = scenario.forks = given.hosts
+    return scenario, given.strategy.split(","), given.repeat
+
+
+def turn(world: Hosts, base: Path, pool_dir: Path, scenario: Scenario, strategy: str) -> tuple[dict[str, float], int]:
+    """One run: CPU seconds by part, wall seconds, and how many host-tasks there were."""
+    listeners = {host.pid for host in world.lab.hosts}
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "CHURTEN_"))}
+    env = {
+        **keep,
+        "ANSIBLE_CONFIG": str(world.lab.ansible_cfg),
+        "ANSIBLE_FORKS": str(scenario.forks),
+        "ANSIBLE_STRATEGY": strategy,
+        "ANSIBLE_PIPELINING": "True",
+        "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=60s",
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(pool_dir),
+        "CHURTEN_POOL_DIR": str(pool_dir),
+        "BENCH_FILE": str(base / "file"),
+    }
+    for host in world.lab.hosts if scenario.state else ():
+        shutil.rmtree(world.lab.dir / "hosts" / host.name / scenario.state, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(HERE / scenario.playbook)]
+    before = snapshot(listeners, pool_dir)
+    measure = run(command, env, base / "log", TIMEOUT, True)
+    if measure.code != 0:
+        raise SystemExit(f"budget: the play failed: {measure.output[-2000:]}")
+    after = snapshot(listeners, pool_dir)
+    spent = {part: after[part] - before[part] for part in PARTS} | {"controller": measure.controller_cpu, "wall": measure.wall}
+    if not strategy.startswith("churten"):
+        spent["pool"] = measure.background_cpu
+    return spent, sum(int(counts.split()[0].partition("=")[2]) for counts in recap(measure.output).values())
+
+
+def main() -> int:
+    scenario, strategies, repeat = asked()
     base = Path(tempfile.mkdtemp(prefix="chb-", dir="/var/tmp"))
     base.chmod(0o755)
-    seen: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    random_file(base / "file", scenario.file_mb)
+    seen: dict[tuple[str, str], list[dict[str, float]]] = {}
     tasks = 0
     # As in run.py: pip compiles what it installs.
     compileall.compile_dir(Path(churten.__file__).parent, quiet=1)
     try:
-        with hosts(base, given.hosts, World()) as world:
-            listeners = {host.pid for host in world.lab.hosts}
-            for turn in range(given.repeat):
-                pool_dir = base / f"pool{turn}"
-                pool_dir.mkdir(mode=0o700)
-                keep = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "CHURTEN_"))}
-                env = {
-                    **keep,
-                    "ANSIBLE_CONFIG": str(world.lab.ansible_cfg),
-                    "ANSIBLE_FORKS": str(given.hosts),
-                    "ANSIBLE_STRATEGY": given.strategy,
-                    "CHURTEN_POOL_DIR": str(pool_dir),
-                }
-                command = [str(Path(sys.executable).with_name("ansible-playbook")), str(given.playbook)]
-                for lines in seen.values():
-                    before = snapshot(listeners, pool_dir)
-                    measure = run(command, env, base / "log", TIMEOUT, True)
-                    if measure.code != 0:
-                        raise SystemExit(f"budget: the play failed: {measure.output[-2000:]}")
-                    after = snapshot(listeners, pool_dir)
-                    tasks = sum(int(counts.split()[0].partition("=")[2]) for counts in recap(measure.output).values())
-                    lines.append({part: after[part] - before[part] for part in PARTS} | {"controller": measure.controller_cpu, "wall": measure.wall})
-                end_leftovers()
+        with hosts(base, scenario.hosts, World()) as world:
+            for number in range(repeat):
+                for strategy in strategies:
+                    pool_dir = base / f"p{number}{strategy[:1]}"  # short: sockets lie in it
+                    pool_dir.mkdir(mode=0o700)
+                    for state in ("cold", "warm"):
+                        spent, tasks = turn(world, base, pool_dir, scenario, strategy)
+                        seen.setdefault((strategy, state), []).append(spent)
+                    end_leftovers()
     finally:
         end_leftovers()
         shutil.rmtree(base, ignore_errors=True)
     cores = subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout.strip()
-    print(f"{given.playbook.name}, {given.hosts} hosts, {tasks} host-tasks, {given.strategy}, {cores} cores; CPU ms per host-task, median of {given.repeat}\n")
+    print(f"{Path(scenario.playbook).name}, {scenario.hosts} hosts, {tasks} host-tasks, {cores} cores; CPU ms per host-task, median of {repeat}\n")
     print(f"| | {' | '.join(PARTS)} | all | wall s |\n|---|{'---|' * (len(PARTS) + 2)}")
-    for name, lines in seen.items():
+    for (strategy, state), lines in seen.items():
         middle = {part: statistics.median(line[part] for line in lines) for part in (*PARTS, "wall")}
         cells = [f"{middle[part] / tasks * 1000:.2f}" for part in PARTS]
+        name = f"{strategy}, {state}" if len(strategies) > 1 else state
         print(f"| {name} | {' | '.join(cells)} | {sum(middle[part] for part in PARTS) / tasks * 1000:.2f} | {middle['wall']:.2f} |")
     return 0
 

@@ -60,6 +60,13 @@ def tree(hosts: Path, name: str) -> dict[str, tuple[object, ...]]:
     return found
 
 
+def random_file(path: Path, megabytes: int) -> None:
+    """Nobody gains by compressing it."""
+    with path.open("wb") as file:
+        for _ in range(megabytes):
+            file.write(os.urandom(1000 * 1000))
+
+
 def adopt_orphans(wanted: bool = True) -> None:
     """From now on the background processes that a run leaves behind become our children: their CPU can be counted. Or no longer."""
     libc = ctypes.CDLL(None, use_errno=True)

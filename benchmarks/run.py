@@ -27,7 +27,7 @@ import figures
 import report
 import scenario as scenarios
 from contenders import Contender, all_contenders
-from harness import Measure, end_leftovers, pyinfra_recap, recap, run, tree
+from harness import Measure, end_leftovers, pyinfra_recap, random_file, recap, run, tree
 from scenario import Scenario
 from surroundings import Hosts, hosts
 
@@ -133,12 +133,10 @@ class Bench:
         }
 
     def file(self) -> Path:
-        """The file to copy; random, so that nobody gains by compressing it."""
+        """The file to copy."""
         path = self.base / "file"
         if not path.exists():
-            with path.open("wb") as file:
-                for _ in range(self.scenario.file_mb):
-                    file.write(os.urandom(1000 * 1000))
+            random_file(path, self.scenario.file_mb)
         return path
 
     def command(self, contender: Contender, own: Path, playbook: str, limit: int, warm: bool) -> list[str]:
