@@ -71,6 +71,8 @@ class Agent(Requests):
         self.handlers = {}
         self.poll = select.poll()
         self.input, self.out = bytearray(), bytearray()
+        self.rest = None  # of a file's frame: request, flags, length, bytes to come
+        self.page = None  # where they are read into
         self.ending = self.killed = False  # killed: by a signal
         self.stale = False  # the interpreter's file has changed
         self.plain, self.probed = None, float("-inf")  # a Plain; when it was asked for
@@ -330,17 +332,70 @@ class Agent(Requests):
     # frames
 
     def on_input(self, fd, events):
+        most, until = BODY_MAX, time.monotonic() + 0.1
+        while not self.ending:
+            try:
+                if self.rest is not None:
+                    self.take_rest(fd)
+                    most = HEADER.size  # probably of the file's next frame
+                    if time.monotonic() < until:
+                        continue
+                    return
+                data = os.read(fd, most)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.ending = True
+                return
+            self.input += data
+            self.take_frames()
+            if self.rest is None:
+                return
+
+    def begin_rest(self, at):
+        """An incomplete frame at `at`: if it is of a file, what there is of it is
+        written and the rest as it comes, not kept. Returns where the next begins."""
+        if len(self.input) - at < HEADER.size:
+            return at
+        _, _, kind, flags, _, index, _, request, length = HEADER.unpack_from(
+            self.input, at
+        )
+        job = self.jobs.get(request)
+        if kind != T_DATA or flags & F_ZLIB or index or not isinstance(job, Put):
+            return at
+        with memoryview(self.input) as view, view[at + HEADER.size :] as part:
+            self.rest = request, flags, length, length - len(part)
+            job.write(part)
+        return len(self.input)
+
+    def take_rest(self, fd):
+        request, flags, length, left = self.rest
+        if self.page is None:
+            self.page = bytearray(BODY_MAX)
+        job = self.jobs.get(request)
+        with memoryview(self.page) as view, view[:left] as place:
+            count = os.readv(fd, [place])
+            if not count:
+                self.ending = True
+            elif isinstance(job, Put):
+                with place[:count] as part:
+                    job.write(part)
+        self.rest = request, flags, length, left - count
+        if left == count:
+            self.rest = None
+            if isinstance(job, Put):
+                job.on_end(flags, length)
+
+    def widen(self):
+        """Files come faster through a wider pipe, if it is one."""
+        import fcntl
+
         try:
-            data = os.read(fd, BODY_MAX)
-        except BlockingIOError:
-            return
+            fcntl.fcntl(self.control_in, F_SETPIPE_SZ, PIPE_WIDE)
         except OSError:
-            data = b""
-        if not data:
-            self.ending = True
-            return
-        self.input += data
-        self.take_frames()
+            pass
 
     def closing(self):
         """A request may be about the account of a sub-agent that was closed
@@ -352,6 +407,7 @@ class Agent(Requests):
         while True:
             head = frame_at(self.input, at)
             if head is None:
+                at = self.begin_rest(at)
                 break
             kind, flags, index, request, length = head
             if kind in (T_RUN, T_EXEC) and self.closing():

@@ -56,6 +56,8 @@ class Put:
                 self.drop()
                 self.fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC)
         self.agent.own_fds.add(self.fd)
+        if self.size > PIPE:
+            self.agent.widen()
 
     def in_place(self):
         """Whether a new file could not be all the old one was."""
@@ -68,20 +70,35 @@ class Put:
         return any(name != "security.selinux" for name in names)
 
     def on_data(self, flags, body):
+        with memoryview(body) as part:
+            self.write(part)
+        self.on_end(flags, len(body))
+
+    def write(self, part):
+        """Of a frame's body; what cannot be written ends the request."""
+        try:
+            at = 0
+            while at < len(part) and self.fd is not None:
+                at += os.write(self.fd, part[at:])
+            self.got += at
+        except OSError as error:
+            self.failed(error)
+
+    def on_end(self, flags, size):
+        """Of a frame, whose body had so many bytes."""
         if self.fd is None:
             return
         try:
-            at = 0
-            while at < len(body):
-                at += os.write(self.fd, body[at:])
-            self.got += len(body)
             if flags & F_END:
                 self.finish()
-            elif body:
-                self.agent.send(T_WINDOW, struct.pack(">I", len(body)), self.request)
+            elif size:
+                self.agent.send(T_WINDOW, struct.pack(">I", size), self.request)
         except OSError as error:
-            self.drop()
-            self.agent.fail(self.request, file_failure(error, self.path))
+            self.failed(error)
+
+    def failed(self, error):
+        self.drop()
+        self.agent.fail(self.request, file_failure(error, self.path))
 
     def finish(self):
         if self.size >= 0 and self.got != self.size:

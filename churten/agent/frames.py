@@ -12,6 +12,8 @@ BODY_MAX_LARGE = 16 * 1024 * 1024
 RAW_MAX = 64 * 1024 * 1024
 WINDOW = 1024 * 1024  # DATA bytes under way per request and direction
 REST_MAX = 64 * 1024  # bytes of each stream that EXIT carries
+F_SETPIPE_SZ, PIPE_WIDE = 1031, 1024 * 1024
+PIPE = 64 * 1024  # what a pipe holds, if nobody asks for more
 
 F_ZLIB, F_END, F_LINK = 1, 2, 16
 STDIN, STDOUT, STDERR = 0, 1, 2
