@@ -119,6 +119,9 @@ ch_agentlink_flush(struct ch_agentlink *al)
 
         len = q == NULL ? 0 : ch_outq_peek(q, &data, &begins);
         if (len == 0) {
+            if (q == &al->out && al->state == READY) {
+                al->events->on_drained(al->arg);
+            }
             return;
         }
         n = ch_chan_write(al->chan, data, len);

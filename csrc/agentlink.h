@@ -32,6 +32,8 @@ struct ch_agentlink_events {
     int (*on_frame)(void *arg, const struct ch_frame *frame);
     /* The first bytes of the frame that begins this request are written. */
     void (*on_sent)(void *arg, uint32_t request);
+    /* All that was queued is written. May queue more and flush. */
+    void (*on_drained)(void *arg);
     /* Dead for good. link_lost: the whole session is as good as dead
      * (silence or broken protocol). */
     void (*on_failed)(void *arg, const char *fail_class, const char *layer,

@@ -4,12 +4,14 @@
  * Life: new (connect, peer check, HELLO both ways) -> put/flush and
  * fill/next in any order -> free. Once the socket failed every call says
  * CH_ERR_CLOSED, but frames that had arrived are still handed out by next.
+ * A descriptor goes out with the first byte of its frame, never later.
  * The socket is non-blocking and close-on-exec; a forked child that frees
  * its copy only closes its descriptor.
  */
 #include "client.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <stdio.h>
@@ -24,11 +26,20 @@
 #define CLIENT_CHUNK (128u * 1024u)
 #define CLIENT_OUT   (1024u * 1024u * 1024u)
 
+/* A descriptor that waits for its frame's turn. */
+struct parcel {
+    struct parcel *next;
+    uint64_t at; /* bytes put before its frame, since the connection began */
+    int fd;
+};
+
 struct ch_client {
     int fd;
     int closed;
     size_t lent; /* bytes of the frame last returned by next */
     struct ch_buf in, out;
+    uint64_t sent; /* bytes, since the connection began */
+    struct parcel *parcels, **last_parcel;
 };
 
 static int64_t
@@ -220,6 +231,7 @@ ch_client_new(const char *path, const char *version, int timeout_ms,
         goto out;
     }
     c->fd = -1;
+    c->last_parcel = &c->parcels;
     ch_buf_init(&c->in, CLIENT_FILL * 2 + CH_WIRE_BODY_MAX_LARGE);
     ch_buf_init(&c->out, CLIENT_OUT);
     r = socket_connect(path, deadline_ms, &c->fd);
@@ -244,6 +256,20 @@ out:
     return r;
 }
 
+/* The first one has gone out, or never will. */
+static void
+parcel_drop(struct ch_client *client)
+{
+    struct parcel *parcel = client->parcels;
+
+    client->parcels = parcel->next;
+    if (parcel->next == NULL) {
+        client->last_parcel = &client->parcels;
+    }
+    close(parcel->fd);
+    free(parcel);
+}
+
 void
 ch_client_free(struct ch_client *client)
 {
@@ -255,6 +281,9 @@ ch_client_free(struct ch_client *client)
     }
     ch_buf_fini(&client->in);
     ch_buf_fini(&client->out);
+    while (client->parcels != NULL) {
+        parcel_drop(client);
+    }
     free(client);
 }
 
@@ -271,14 +300,73 @@ ch_client_put(struct ch_client *client, const struct ch_frame *frame)
 }
 
 int
+ch_client_put_fd(struct ch_client *client, const struct ch_frame *frame,
+                 int fd)
+{
+    uint64_t at = client->sent + ch_buf_len(&client->out);
+    struct parcel *parcel = calloc(1, sizeof(*parcel));
+    int r = CH_ERR_NOMEM;
+
+    if (parcel == NULL) {
+        return r;
+    }
+    parcel->at = at;
+    parcel->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    r = parcel->fd < 0 ? CH_ERR_SYS : ch_client_put(client, frame);
+    if (r != CH_OK) {
+        close(parcel->fd);
+        free(parcel);
+        return r;
+    }
+    *client->last_parcel = parcel;
+    client->last_parcel = &parcel->next;
+    return CH_OK;
+}
+
+/* Up to the next frame with a descriptor, or from there with it. */
+static ssize_t
+client_send(struct ch_client *client)
+{
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {.room = {0}};
+    struct parcel *parcel = client->parcels;
+    struct iovec part = {
+        .iov_base = (uint8_t *)(uintptr_t)ch_buf_data(&client->out),
+        .iov_len = ch_buf_len(&client->out)};
+    struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
+    int goes = parcel != NULL && parcel->at == client->sent;
+    ssize_t n;
+
+    if (goes) {
+        msg.msg_control = control.room;
+        msg.msg_controllen = sizeof(control.room);
+        control.head.cmsg_level = SOL_SOCKET;
+        control.head.cmsg_type = SCM_RIGHTS;
+        control.head.cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(&control.head), &parcel->fd, sizeof(int));
+        parcel = parcel->next;
+    }
+    if (parcel != NULL) {
+        part.iov_len = (size_t)(parcel->at - client->sent);
+    }
+    n = sendmsg(client->fd, &msg, MSG_NOSIGNAL);
+    if (n > 0 && goes) {
+        parcel_drop(client);
+    }
+    return n;
+}
+
+int
 ch_client_flush(struct ch_client *client)
 {
     while (!client->closed && ch_buf_len(&client->out) > 0) {
-        ssize_t n = send(client->fd, ch_buf_data(&client->out),
-                         ch_buf_len(&client->out), MSG_NOSIGNAL);
+        ssize_t n = client_send(client);
 
         if (n > 0) {
             ch_buf_consume(&client->out, (size_t)n);
+            client->sent += (uint64_t)n;
         } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             return CH_ERR_AGAIN;
         } else if (n < 0 && errno != EINTR) {

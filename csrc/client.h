@@ -24,6 +24,9 @@ int ch_client_fd(const struct ch_client *client);
 /* Queues one frame. CH_ERR_LIMIT, CH_ERR_NOMEM or CH_ERR_CLOSED. */
 CH_MUST_USE int ch_client_put(struct ch_client *client,
                               const struct ch_frame *frame);
+/* The same; a copy of the descriptor goes along with the frame. */
+CH_MUST_USE int ch_client_put_fd(struct ch_client *client,
+                                 const struct ch_frame *frame, int fd);
 /* Writes what the socket takes now: CH_OK if the queue is empty,
  * CH_ERR_AGAIN if not, CH_ERR_CLOSED when the pool is gone. */
 CH_MUST_USE int ch_client_flush(struct ch_client *client);

@@ -128,6 +128,34 @@ ch_outq_put(struct ch_outq *q, const struct ch_frame *frame,
     return CH_OK;
 }
 
+struct ch_outnode *
+ch_outnode_new(size_t len, uint8_t **body)
+{
+    struct ch_outnode *node = node_new(CH_WIRE_HEADER + len);
+
+    *body = node != NULL ? node->head + CH_WIRE_HEADER : NULL;
+    return node;
+}
+
+void
+ch_outnode_free(struct ch_outnode *node)
+{
+    if (node != NULL) {
+        node_free(node);
+    }
+}
+
+void
+ch_outq_append(struct ch_outq *q, struct ch_outnode *node,
+               const struct ch_frame *frame)
+{
+    assert(CH_WIRE_HEADER + (size_t)frame->len <= node->len);
+    ch_wire_header(node->head, frame);
+    node->len = CH_WIRE_HEADER + (size_t)frame->len;
+    node->request = frame->request;
+    outq_append(q, node);
+}
+
 int
 ch_outq_put_raw(struct ch_outq *q, const uint8_t *data, size_t len)
 {

@@ -32,6 +32,13 @@ void ch_outq_fini(struct ch_outq *q);
  * request. CH_OK, CH_ERR_NOMEM, CH_ERR_LIMIT. */
 CH_MUST_USE int ch_outq_put(struct ch_outq *q, const struct ch_frame *frame,
                             struct ch_blob *blob, int begins);
+/* A frame whose body is written in place: *body has room for len bytes. Or
+ * NULL. To be appended, or freed. */
+struct ch_outnode *ch_outnode_new(size_t len, uint8_t **body);
+void ch_outnode_free(struct ch_outnode *node);
+/* Takes it over; frame->len says how much of the room is its body. */
+void ch_outq_append(struct ch_outq *q, struct ch_outnode *node,
+                    const struct ch_frame *frame);
 /* Appends bytes that are no frame. */
 CH_MUST_USE int ch_outq_put_raw(struct ch_outq *q, const uint8_t *data,
                                 size_t len);

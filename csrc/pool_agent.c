@@ -472,6 +472,7 @@ agent_new(struct session *session, struct agent *login, const uint8_t *key,
     agent->state = AGENT_WAITING;
     ch_list_init(&agent->refs);
     ch_list_init(&agent->requests);
+    ch_list_init(&agent->sources);
     ch_list_init(&agent->subs);
     ch_list_init(&agent->in_list);
     ch_outq_init(&agent->held);

@@ -495,6 +495,8 @@ client_dispatch(struct client *client, const struct ch_frame *frame)
     case CH_WINDOW:
     case CH_CANCEL:
         return client_request(client, frame);
+    case CH_SOURCE:
+        return client_source(client, frame);
     case CH_CLOSE:
         return client_close(client, frame);
     case CH_RESET:
@@ -557,7 +559,7 @@ client_read(struct client *client)
         if (r != CH_OK) {
             return r == CH_ERR_LIMIT && total > 0 ? CH_OK : r;
         }
-        n = recv(client->fd, place, 128 * 1024, 0);
+        n = client_receive(client, place, 128 * 1024);
         if (n > 0) {
             ch_buf_added(&client->in, (size_t)n);
             total += (size_t)n;
@@ -611,6 +613,7 @@ client_destroy(void *arg)
 
     ch_buf_fini(&client->in);
     ch_buf_fini(&client->out);
+    client_close_fds(client);
     free(client);
 }
 

@@ -16,6 +16,8 @@
 #ifndef CH_POOL_INT_H
 #define CH_POOL_INT_H
 
+#include <sys/types.h>
+
 #include "agentlink.h"
 #include "list.h"
 #include "pool.h"
@@ -32,6 +34,7 @@
 #define POOL_STALL_MS     5000  /* between looks at a full client */
 #define POOL_STALL_LOOKS  12    /* without progress, while others wait */
 
+#define CLIENT_FDS    16 /* on their way to SOURCE frames */
 #define FAILURES_KEPT 16 /* for STATUS */
 
 /* A session that ended otherwise than by our own decision. */
@@ -79,6 +82,8 @@ struct client {
     struct ch_list waiting; /* stoppers to resume when it reads again */
     struct ch_timer *hello_timer, *stall_timer;
     struct ch_buf in, out;
+    int fds[CLIENT_FDS]; /* came, and no SOURCE has taken them yet */
+    size_t n_fds;
     uint32_t serial;
     long pid;
     int fd;
@@ -153,6 +158,8 @@ struct agent {
     uint32_t last_wire;
     uint16_t last_index;
     size_t n_expected; /* requests and starts under way */
+    struct ch_list sources; /* files to read from: whose turn it is first */
+    int feeding;
     struct stopper stopper;
 };
 
@@ -171,6 +178,7 @@ struct request {
     struct attach *attach;
     struct agent *agent; /* NULL for an exec chan */
     struct exec *exec;
+    struct source *source; /* a file that the pool reads itself, or NULL */
     struct ch_list in_attach, in_agent;
     uint32_t number;       /* the client's */
     uint32_t wire;         /* ours on the agent hop */
@@ -244,12 +252,23 @@ void request_ask(struct request *req); /* is the agent still at it? */
 /* Ends it without a word to the client, telling the target to stop. */
 void request_forget(struct request *req);
 void request_fail(struct request *req, const struct fail *fail);
+/* The same, telling the target to stop. */
+void request_break(struct request *req, const struct fail *fail);
 /* A frame of this request from its agent or exec chan. */
 int request_reply(struct request *req, const struct ch_frame *frame);
 /* DATA of an exec chan; may pass the window by what one read brought. */
 void request_push(struct request *req, uint8_t flags, const uint8_t *data,
                   size_t len);
 int frame_raw_len(const struct ch_frame *frame, size_t *raw);
+
+/* --- pool_source.c --- */
+/* As recv(2); descriptors that come along are kept for SOURCE frames. */
+ssize_t client_receive(struct client *client, uint8_t *place, size_t len);
+void client_close_fds(struct client *client);
+int client_source(struct client *client, const struct ch_frame *frame);
+/* Reads and queues what the windows and the queue of a login agent allow. */
+void sources_feed(struct agent *login);
+void source_free(struct source *source);
 
 /* --- pool_exec.c --- */
 int exec_new(struct request *req, const struct ch_frame *frame);

@@ -114,6 +114,12 @@ login_sent(void *arg, uint32_t number)
 }
 
 static void
+login_drained(void *arg)
+{
+    sources_feed(arg);
+}
+
+static void
 login_failed(void *arg, const char *fail_class, const char *layer,
              const char *message, int link_lost)
 {
@@ -132,6 +138,7 @@ const struct ch_agentlink_events pool_login_events = {
     .on_ready = login_ready,
     .on_frame = login_frame,
     .on_sent = login_sent,
+    .on_drained = login_drained,
     .on_failed = login_failed,
 };
 

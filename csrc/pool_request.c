@@ -77,6 +77,7 @@ request_free(struct request *req)
     if (req->exec != NULL) {
         exec_free(req->exec);
     }
+    source_free(req->source);
     ch_list_remove(&req->in_attach);
     ch_list_remove(&req->in_agent);
     session->n_requests--;
@@ -212,6 +213,10 @@ reply_window(struct request *req, const struct ch_frame *frame)
     req->ahead += more;
     req->up += given + more;
     req->stood_us = 0;
+    if (req->source != NULL) {
+        sources_feed(req->agent->login);
+        return CH_OK;
+    }
     for (int i = 0; i < 4; i++) {
         body[i] = (uint8_t)((given + more) >> (24 - 8 * i));
     }
@@ -417,10 +422,19 @@ request_kill(struct request *req)
     struct ch_frame frame = {.type = CH_CANCEL, .request = req->wire};
 
     req->cancelled = 1;
+    source_free(req->source);
+    req->source = NULL;
     if (agent_put(req->agent, &frame, NULL, 0) != CH_OK) {
         /* Only without memory or agent: then it ends with the agent. */
         return;
     }
+}
+
+void
+request_break(struct request *req, const struct fail *fail)
+{
+    request_kill(req);
+    request_fail(req, fail);
 }
 
 void

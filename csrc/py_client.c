@@ -185,13 +185,17 @@ client_request(PyObject *op, PyObject *ignored)
     return PyLong_FromUnsignedLong(self->next_request);
 }
 
-/* Puts the frame, compressed if the caller allows it and it pays. */
+/* Puts the frame, with the descriptor if there is one; compressed if the
+ * caller allows it and it pays. */
 static int
-client_put(struct ch_client *client, struct ch_frame *frame)
+client_put(struct ch_client *client, struct ch_frame *frame, int fd)
 {
     struct ch_buf zipped;
     int r;
 
+    if (fd >= 0) {
+        return ch_client_put_fd(client, frame, fd);
+    }
     if (!(frame->flags & CH_FLAG_ZLIB)) {
         return ch_client_put(client, frame);
     }
@@ -214,18 +218,19 @@ static PyObject *
 client_send(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"type", "session", "agent", "request",
-                            "body", "flags",   NULL};
+                            "body", "flags",   "fd",    NULL};
     ClientObject *self = (ClientObject *)op;
     struct ch_client *client;
     struct ch_frame frame;
     unsigned type = 0, agent = 0, flags = 0;
     unsigned long session = 0, request = 0;
     Py_buffer body;
+    int fd = -1;
     int r;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "IkIky*|I:send", names,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "IkIky*|Ii:send", names,
                                      &type, &session, &agent, &request, &body,
-                                     &flags)) {
+                                     &flags, &fd)) {
         return NULL;
     }
     client = client_get(self);
@@ -247,7 +252,7 @@ client_send(PyObject *op, PyObject *args, PyObject *kwargs)
     frame.request = (uint32_t)request;
     frame.body = body.buf;
     frame.len = (uint32_t)body.len;
-    r = client_put(client, &frame);
+    r = client_put(client, &frame, fd);
     if (r != CH_OK) {
         ch_raise(state_of(self), r, "frame for the churten pool");
         goto error;

@@ -32,7 +32,7 @@ set_u32(uint8_t *at, uint32_t v)
 uint32_t
 ch_wire_body_max(uint8_t type)
 {
-    if (type < CH_HELLO || type > CH_LOG) {
+    if (type < CH_HELLO || type > CH_SOURCE) {
         return 0;
     }
     return type == CH_PAYLOAD || type == CH_RUN ? CH_WIRE_BODY_MAX_LARGE

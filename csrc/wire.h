@@ -42,7 +42,8 @@ enum ch_frame_type {
     CH_RESET,
     CH_STATUS,
     CH_STOP,
-    CH_LOG
+    CH_LOG,
+    CH_SOURCE
 };
 
 #define CH_FLAG_ZLIB          0x01u

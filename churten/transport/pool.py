@@ -24,7 +24,7 @@ from churten.timings import stamps
 from churten.transport import runtime
 
 HELLO, OPEN, OPENED, START, STARTED, PAYLOAD, NEED, RUN, EXEC, PUT, FETCH, DATA, WINDOW, CANCEL = range(1, 15)
-ACCEPTED, STAMP, EXIT, FAILED, PING, PONG, CLOSE, RESET, STATUS, STOP, LOG = range(15, 26)
+ACCEPTED, STAMP, EXIT, FAILED, PING, PONG, CLOSE, RESET, STATUS, STOP, LOG, SOURCE = range(15, 27)
 
 NO_AGENT = 0xFFFF
 WINDOW_BYTES = 1 << 20
@@ -41,7 +41,21 @@ ALIVE_MS, ALIVE_COUNT = 15_000, 3  # of a session whose settings say nothing, as
 LEND_AFTER_S = 0.05  # of waiting for a connection
 _ZLIB_FROM = 8192
 
-Source = bytes | t.BinaryIO
+
+class Chunks(t.Protocol):
+    """What is read piece by piece."""
+
+    def read(self, most: int, /) -> bytes: ...
+
+
+class Whole(t.NamedTuple):
+    """The first `size` bytes of a file, which the pool reads itself."""
+
+    fd: int
+    size: int
+
+
+Source = bytes | Chunks | Whole
 
 
 class PoolFailure(Exception):
@@ -364,7 +378,7 @@ class Pool:
     ) -> Reply:
         """Send one request and wait for its end.
 
-        `stdin`: what to stream after it (bytes or a file). `sink`: called with each chunk of FETCH. `deadline_s`: seconds
+        `stdin`: what to stream after it. `sink`: called with each chunk of FETCH. `deadline_s`: seconds
         until it is cancelled and PoolFailure of class `cancelled` is raised. `payload`: for RUN, the module's key and what
         makes the items of its PAYLOAD. `early`: do not wait until the agent has started, only until the session is open: the
         slot may be lent until then, and what runs on a host needs one. Raises PoolFailure; an exception thrown into the wait
@@ -457,7 +471,11 @@ class Pool:
             self._pending[pending.request] = pending
             zlib = FLAG_ZLIB if len(pending.body) >= _ZLIB_FROM and pending.type == RUN else 0
             self._client.send(pending.type, pending.session, pending.agent, pending.request, pending.body, zlib | pending.flags)
-            if not pending.ended:
+            if isinstance(pending.source, Whole):
+                fd, size = pending.source
+                pending.ended = True
+                self._client.send(SOURCE, pending.session, pending.agent, pending.request, struct.pack(">Q", size), 0, fd)
+            elif not pending.ended:
                 self._feed(pending)
         except self._core.Error as ex:
             self._pending.pop(pending.request, None)
@@ -475,7 +493,7 @@ class Pool:
                 pending.offset += len(chunk)
                 pending.ended = pending.offset >= len(pending.source)
             else:
-                assert pending.source is not None
+                assert pending.source is not None and not isinstance(pending.source, Whole)
                 chunk = pending.source.read(CHUNK_BYTES)
                 pending.ended = len(chunk) < CHUNK_BYTES
             pending.window -= len(chunk)

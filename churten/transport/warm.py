@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import time
 import typing as t
 
@@ -546,7 +547,7 @@ class RemoteFiles:
                     return 0, b"", b""
                 file.seek(0)
             self._settle()
-        reply = client.call(pool.PUT, session, agent, body, stdin=Beginning(file, found.st_size))
+        reply = client.call(pool.PUT, session, agent, body, stdin=source(file, found))
         if reply.rc != 0:
             raise Stock(f"put: {to_text(reply.stderr)}")
         self._connected = True
@@ -587,6 +588,16 @@ class RemoteFiles:
         if agent == pool.NO_AGENT:
             raise Stock("no Python for an agent on the target")
         return agent
+
+
+def source(file: t.BinaryIO, found: os.stat_result) -> pool.Source:
+    """A file of that size from its beginning. A large one the pool reads itself, if it can do so without waiting for a disk or a server."""
+    if found.st_size > pool.WINDOW_BYTES and stat.S_ISREG(found.st_mode):
+        with contextlib.suppress(OSError, AttributeError):
+            with contextlib.suppress(BlockingIOError):  # it could, and will wait
+                os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+            return pool.Whole(file.fileno(), found.st_size)
+    return Beginning(file, found.st_size)
 
 
 class Beginning:

@@ -111,6 +111,12 @@ on_sent(void *arg, uint32_t request)
 }
 
 static void
+on_drained(void *arg)
+{
+    (void)arg;
+}
+
+static void
 on_failed(void *arg, const char *fail_class, const char *layer,
           const char *message, int link_lost)
 {
@@ -124,7 +130,7 @@ on_failed(void *arg, const char *fail_class, const char *layer,
 }
 
 static const struct ch_agentlink_events events = {on_ready, on_frame, on_sent,
-                                                  on_failed};
+                                                  on_drained, on_failed};
 
 static void
 stop(void *arg)

@@ -97,7 +97,7 @@ test_body_limits(void **state)
     for (uint8_t type = 0; type < 40; type++) {
         uint32_t most = type == CH_RUN || type == CH_PAYLOAD
                             ? CH_WIRE_BODY_MAX_LARGE
-                        : type >= CH_HELLO && type <= CH_LOG ? CH_WIRE_BODY_MAX
+                        : type >= CH_HELLO && type <= CH_SOURCE ? CH_WIRE_BODY_MAX
                                                              : 0;
 
         assert_int_equal(ch_wire_body_max(type), most);
