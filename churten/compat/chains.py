@@ -22,6 +22,7 @@ from churten import waiting
 from churten.transport import chain as chains
 
 from . import connection as core
+from .checksums import Checksums
 
 _FILES = frozenset({"ansible.modules.copy", "ansible.modules.file"})
 # The action, and after which modules it has nothing left to do but to remove its folder.
@@ -65,18 +66,21 @@ def _meet(action: t.Any) -> t.Callable[[], None]:
     if name not in ACTIONS:
         return lambda: None
     names = run.__globals__
-    walk, copy_file = names.get("_walk_dirs"), action.__dict__.get("_copy_file")
+    walk, copy_file, checksum = names.get("_walk_dirs"), action.__dict__.get("_copy_file"), names.get("checksum")
     if name == "copy":
         if walk is None or copy_file is None:
             return lambda: None
         names["_walk_dirs"] = _noted(walk)
         action._copy_file = _file_by_file(action, copy_file)
+        if checksum is not None:
+            names["checksum"] = Checksums(checksum)
     action.run = _chained(action, name, run)
 
     def undo() -> None:
         action.run = run
         if name == "copy":
             names["_walk_dirs"] = walk
+            names.update({} if checksum is None else {"checksum": checksum})
             action._copy_file = copy_file
 
     return undo
