@@ -24,6 +24,7 @@ class Run:
             self.secrets = json.loads(text(items[8]))
         self.temp = os.fsdecode(items[9])
         self.stays = items[10:11] == [b"1"]
+        self.known = text(items[11]).split(" ") if items[11:] and items[11] else []
         self.body = body
 
 
@@ -50,6 +51,44 @@ def limit_files(wanted):
 
 
 def run_module(library, run):
+    basic = sys.modules.get("ansible.module_utils.basic")
+    if len(run.known) != 2 or basic is None:
+        load_module(library, run)
+        return
+    stock = basic.AnsibleModule.digest_from_file
+    basic.AnsibleModule.digest_from_file = spare_md5(basic, stock, *run.known)
+    try:
+        load_module(library, run)
+    finally:
+        basic.AnsibleModule.digest_from_file = stock
+
+
+def spare_md5(basic, stock, sha1, md5):
+    """Where a file has this SHA-1 it has this MD5: no need to read it once more."""
+    seen = {}  # name -> the state in which it had
+
+    def digest_from_file(self, filename, algorithm):
+        state = state_of(filename)
+        if algorithm == "md5" and state is not None and seen.get(filename) == state:
+            basic.AVAILABLE_HASH_ALGORITHMS[algorithm]()  # may it be used here?
+            return md5
+        digest = stock(self, filename, algorithm)
+        if algorithm == "sha1" and digest == sha1:
+            seen[filename] = state
+        return digest
+
+    return digest_from_file
+
+
+def state_of(filename):
+    try:
+        info = os.stat(filename)
+    except (OSError, TypeError, ValueError):
+        return None
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def load_module(library, run):
     limit_files(run.rlimit_nofile)
     sys.path = [library.path] + sys.path
     if run.form == b"218":

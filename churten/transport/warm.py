@@ -26,7 +26,7 @@ from ansible.utils.display import Display
 from churten import late, waiting
 from churten.compat import connection as core
 from churten.timings import stamps
-from churten.transport import bootstrap, payload, pool, runtime
+from churten.transport import bootstrap, digests, payload, pool, runtime
 from churten.transport.chain import Chain
 
 display = Display()
@@ -397,7 +397,8 @@ class WarmConnection:
             items = module.payload(client.magic(session, agent, command.interpreter) or payload.MAGIC)
             body: list[str | bytes] = [items[0], module.fqn, module.params, module.profile, "\0".join(command.env)]
             stays = "1" if module.stays() and self.get_option("churten_standing") else ""  # type: ignore[attr-defined]
-            body += [str(module.rlimit_nofile), "0", module.form, module.secrets, "", stays]
+            known = digests.known(module.fqn, module.params) if stays else b""
+            body += [str(module.rlimit_nofile), "0", module.form, module.secrets, "", stays, known]
             self._log(3, f"churten: RUN {module.fqn} on agent {agent} ({route.transport})")
             reply = self._call_module(route, client, (session, agent), module, body, items)
             return _as_shell(self._result(reply), reply)
@@ -547,7 +548,10 @@ class RemoteFiles:
                     return 0, b"", b""
                 file.seek(0)
             self._settle()
-        reply = client.call(pool.PUT, session, agent, body, stdin=source(file, found))
+        stdin = source(file, found)
+        if isinstance(stdin, pool.Whole) and waiting.current() is not None:
+            digests.sending(file, found)
+        reply = client.call(pool.PUT, session, agent, body, stdin=stdin)
         if reply.rc != 0:
             raise Stock(f"put: {to_text(reply.stderr)}")
         self._connected = True
