@@ -26,6 +26,8 @@
 #include <unistd.h>
 
 #define SOURCE_AHEAD CH_WIRE_BODY_MAX
+/* Of a frame: with its header it fills packets of SSH, of 32 KiB, exactly. */
+#define BODY_BYTES   (CH_WIRE_BODY_MAX - CH_WIRE_HEADER)
 #define WAIT_MS      2
 #define WAITS_MAX    500 /* then it is read whatever it takes */
 #define WANT_BYTES   (4 * 1024 * 1024)
@@ -252,7 +254,7 @@ static void
 source_step(struct source *source)
 {
     int64_t left = source->end - source->at;
-    size_t len = left < CH_WIRE_BODY_MAX ? (size_t)left : CH_WIRE_BODY_MAX;
+    size_t len = left < BODY_BYTES ? (size_t)left : BODY_BYTES;
     uint8_t *body = NULL;
     struct ch_outnode *node = ch_outnode_new(len, &body);
     ssize_t n;
