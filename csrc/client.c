@@ -312,15 +312,21 @@ ch_client_put_fd(struct ch_client *client, const struct ch_frame *frame,
     }
     parcel->at = at;
     parcel->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    r = parcel->fd < 0 ? CH_ERR_SYS : ch_client_put(client, frame);
+    if (parcel->fd < 0) {
+        r = CH_ERR_SYS;
+        goto error;
+    }
+    r = ch_client_put(client, frame);
     if (r != CH_OK) {
         close(parcel->fd);
-        free(parcel);
-        return r;
+        goto error;
     }
     *client->last_parcel = parcel;
     client->last_parcel = &parcel->next;
     return CH_OK;
+error:
+    free(parcel);
+    return r;
 }
 
 /* Up to the next frame with a descriptor, or from there with it. */

@@ -178,7 +178,7 @@ struct request {
     struct attach *attach;
     struct agent *agent; /* NULL for an exec chan */
     struct exec *exec;
-    struct source *source; /* a file that the pool reads itself, or NULL */
+    struct source *source; /* a file to be read from, or NULL */
     struct ch_list in_attach, in_agent;
     uint32_t number;       /* the client's */
     uint32_t wire;         /* ours on the agent hop */
@@ -189,7 +189,8 @@ struct request {
     int64_t down, up; /* window left: to the client, to the target */
     int64_t ahead;    /* of up: given by us, beyond CH_WIRE_WINDOW */
     int64_t stood_us; /* since when the client had no window; 0: it has */
-    int up_ended;     /* the client sent END */
+    int up_ended;     /* the client sent END, or SOURCE */
+    int has_source;   /* it sent SOURCE */
     int down_ended;   /* bit per stream: the target sent END */
     int cancelled;    /* its EXIT may come without ACCEPTED */
 };

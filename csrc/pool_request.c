@@ -213,7 +213,7 @@ reply_window(struct request *req, const struct ch_frame *frame)
     req->ahead += more;
     req->up += given + more;
     req->stood_us = 0;
-    if (req->source != NULL) {
+    if (req->has_source) {
         sources_feed(req->agent->login);
         return CH_OK;
     }

@@ -143,7 +143,7 @@ source_new(struct request *req, int fd, int64_t size)
     source->fd = fd;
     source->end = size;
     req->source = source;
-    req->up_ended = 1; /* nothing more from the client */
+    req->has_source = req->up_ended = 1;
     ch_list_add_tail(&req->agent->login->sources, &source->in_login);
     sources_feed(req->agent->login);
     return CH_OK;

@@ -199,13 +199,13 @@ class AgentClient:
             self.keys[agent, key] = True
         fields = dict(
             params=wrapper.params, profile=wrapper.profile, env="", rlimit_nofile=0,
-            timeout_ms=0, secrets="", temp="", stays="",
+            timeout_ms=0, secrets="", temp="", stays="", known="",
         )  # fmt: skip
         fields.update(change)
         body = pack(
             key, wrapper.module, fields["params"], fields["profile"], fields["env"],
             fields["rlimit_nofile"], fields["timeout_ms"], wrapper.form,
-            fields["secrets"], fields["temp"], fields["stays"],
+            fields["secrets"], fields["temp"], fields["stays"], fields["known"],
         )  # fmt: skip
         return self.request("RUN", body, agent)
 

@@ -19,6 +19,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 
@@ -1069,6 +1070,48 @@ def test_put_and_fetch(warm, tmp_path):
 
 
 @pytest.mark.usefixtures("no_leftovers")
+def test_put_in_pieces(agent, tmp_path):
+    """Frames of files and others, cut anywhere."""
+    one, two = os.urandom(300000), os.urandom(5000)
+    stream = b""
+    for request, name, data in ((901, "one", one), (902, "two", two)):
+        stream += agent_client.frame("PUT", pack(str(tmp_path / name), "", len(data)), request)
+        for at in range(0, len(data), 200000):
+            flags = agent_client.END if at + 200000 >= len(data) else 0
+            stream += agent_client.frame("DATA", data[at : at + 200000], request, flags=flags)
+            stream += agent_client.frame("PING", b"between", 0)
+    for at in range(0, len(stream), 7919):
+        agent.write(stream[at : at + 7919])
+        time.sleep(0.001)
+    assert [agent.wait(request).rc for request in (901, 902)] == [0, 0]
+    assert (tmp_path / "one").read_bytes() == one
+    assert (tmp_path / "two").read_bytes() == two
+
+
+def test_put_that_ends_within_a_frame(agent, tmp_path):
+    """What cannot be written is read and thrown away, and the next frame is understood."""
+    if os.getuid() != 0:
+        pytest.skip("mounts a small file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.check_call(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)])
+    try:
+        request = agent.request("PUT", pack(str(small / "f"), "", 600000))
+        for last in range(3):
+            body = os.urandom(200000)
+            flags = agent_client.END if last == 2 else 0
+            stream = agent_client.frame("DATA", body, request, flags=flags)
+            for at in range(0, len(stream), 30000):
+                agent.write(stream[at : at + 30000])
+                time.sleep(0.001)
+        done = agent.wait(request)
+        assert done.fail_class == "file" and "No space left" in done.message
+        assert agent.exec("echo on").stdout == b"on\n"
+        assert os.listdir(str(small)) == []
+    finally:
+        subprocess.check_call(["umount", str(small)])
+
+
 def test_put_keeps_owner_links(warm, tmp_path):
     target = tmp_path / "target"
     target.write_text("old")

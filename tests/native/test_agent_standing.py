@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The standing child (churten/agent/standing.py): a module that runs in a process that has run it before finds, and leaves, what it would in a new one."""
 
+import hashlib
 import json
 import os
 import re
@@ -392,3 +393,51 @@ def test_time_zone(agent, custom):
 def time_zone(name):
     done = subprocess.run([PYTHON, "-c", "import time; print(*time.tzname)"], env={**os.environ, "TZ": name}, capture_output=True, text=True)
     return done.stdout.split()
+
+
+def copied(client, tmp_path, known):
+    """The result of a copy, and who stands after it."""
+    source, dest = tmp_path / "source", tmp_path / "dest"
+    source.write_bytes(b"content" * 30000)
+    dest.unlink(missing_ok=True)
+    wrapper = build("copy", {"src": str(source), "dest": str(dest)})
+    done = client.run(wrapper, stays="1", known=known)
+    assert dest.read_bytes() == b"content" * 30000
+    return json.loads(done.stdout), children_of(client.hello["pid"])
+
+
+def test_an_md5_that_is_known(agent, tmp_path):
+    """Told what goes with a SHA-1, the module reads the file once; the child is as good as new after it."""
+    content = b"content" * 30000
+    sha1, md5 = hashlib.sha1(content).hexdigest(), hashlib.md5(content).hexdigest()
+    nonsense = "0" * 32  # shows who has said it
+    for _ in range(2):
+        assert copied(agent, tmp_path, "")[0]["md5sum"] == md5
+    _, before = copied(agent, tmp_path, "")
+    found, after = copied(agent, tmp_path, f"{sha1} {nonsense}")
+    assert (found["checksum"], found["md5sum"], found["changed"]) == (sha1, nonsense, True)
+    assert after == before and len(before) == 1
+    for known in ("", f"{'1' * 40} {nonsense}", "x", f"{sha1} {nonsense} x"):
+        found, after = copied(agent, tmp_path, known)
+        assert (found["checksum"], found["md5sum"], after) == (sha1, md5, before), known
+
+
+def test_an_md5_is_known_only_of_the_file_as_it_was(tmp_path):
+    from ansible.module_utils import basic
+
+    from churten import agent as agent_code
+
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    sha1 = hashlib.sha1(b"content").hexdigest()
+    digest = agent_code.spare_md5(basic, basic.AnsibleModule.digest_from_file, sha1, "known")
+    assert digest(None, str(path), "md5") == hashlib.md5(b"content").hexdigest()
+    assert digest(None, str(path), "sha1") == sha1
+    assert digest(None, str(path), "md5") == "known"
+    assert digest(None, str(path), "sha256") == hashlib.sha256(b"content").hexdigest()
+    path.write_bytes(b"CONTENT")
+    os.utime(path, (1, 1))
+    assert digest(None, str(path), "md5") == hashlib.md5(b"CONTENT").hexdigest()
+    assert digest(None, str(path), "sha1") != sha1
+    assert digest(None, str(path), "md5") == hashlib.md5(b"CONTENT").hexdigest()
+    assert digest(None, str(tmp_path / "none"), "md5") is None

@@ -12,7 +12,7 @@ import time
 import zlib
 
 import pytest
-from talking import DATA, DEADLINE_S, EXEC, EXIT, FAILED, HELLO, PING, PONG, RUN
+from talking import DATA, DEADLINE_S, EXEC, EXIT, FAILED, HELLO, PING, PONG, RUN, SOURCE
 
 from churten import _core
 
@@ -224,6 +224,36 @@ def test_send_never_blocks_and_poll_sends_the_rest(server, client):
     while thread.is_alive():
         client.poll(5)
     assert got[0] == frame(RUN, body, session=1, request=1) + frame(PING, b"after")
+
+
+def test_descriptors_go_with_the_frames_they_belong_to(server, client, tmp_path):
+    head = server.hear(20)
+    server.hear(struct.unpack(">I", head[16:])[0])
+    body = os.urandom(1 << 20)
+    frames = b""
+    for number in range(1, 6):
+        path = tmp_path / str(number)
+        path.write_text(f"file {number}")
+        fd = os.open(path, os.O_RDONLY)
+        client.send(RUN, 1, 0, number, body)
+        client.send(SOURCE, 1, 0, number, b"s" * 8, 0, fd)
+        os.close(fd)
+        frames += frame(RUN, body, session=1, request=number) + frame(SOURCE, b"s" * 8, session=1, request=number)
+    got, came = bytearray(), []
+    while len(got) < len(frames):
+        client.poll(0)
+        data, fds, _, _ = socket.recv_fds(server.peer, 1 << 16, 10)
+        came += [(len(got), len(got) + len(data), fd) for fd in fds]
+        got += data
+    assert bytes(got) == frames
+    size = 20 + len(body) + 28
+    for number, (begin, end, fd) in enumerate(came, 1):
+        assert begin <= number * size - 28 < end
+        assert os.read(fd, 100) == b"file %d" % number
+        os.close(fd)
+    assert len(came) == 5
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        client.send(SOURCE, 1, 0, 9, b"s" * 8, 0, 12345)
 
 
 def test_a_send_from_another_thread_wakes_the_waiter(server, client):

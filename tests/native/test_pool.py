@@ -1,5 +1,6 @@
 """churten-pool from outside: a real process, the local transport, and a fake agent that can misbehave."""
 
+import contextlib
 import hashlib
 import os
 import resource
@@ -39,6 +40,7 @@ from talking import (
     PUT,
     RESET,
     RUN,
+    SOURCE,
     STAMP,
     STARTED,
     STOP,
@@ -273,6 +275,136 @@ def test_files(pool, tmp_path):
     (tmp_path / "y").write_bytes(data[:200_000])
     assert talk.result(talk.send(FETCH, items=[str(tmp_path / "y")]))[1] == data[:200_000]
     assert talk.failed(talk.send(FETCH, items=[str(tmp_path / "none")]))[0] == "file"
+
+
+def source(talk, path, size, to, flags=os.O_RDONLY, announced=None):
+    """PUT of a file that the pool reads itself."""
+    request = talk.send(PUT, items=[str(to), "", str(size if announced is None else announced)])
+    fd = os.open(path, flags)
+    talk.client.send(SOURCE, 1, 0, request, struct.pack(">Q", size), 0, fd)
+    os.close(fd)
+    return request
+
+
+def files_open(pool):
+    return [os.readlink(f"/proc/{pool.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pool.process.pid}/fd")]
+
+
+@pytest.mark.parametrize("size", [0, 1, 262124, 262125, 262144, 3_000_000])
+def test_a_file_that_the_pool_reads_itself(pool, tmp_path, size):
+    talk = pool.talk()
+    talk.begin()
+    data = os.urandom(size)
+    (tmp_path / "x").write_bytes(data)
+    assert talk.result(source(talk, tmp_path / "x", size, tmp_path / "y"))[0] == 0
+    assert (tmp_path / "y").read_bytes() == data
+    assert not [f for f in talk.seen if f.type == WINDOW]
+    wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
+
+
+def test_files_that_the_pool_reads_itself_at_the_same_time(pool, tmp_path):
+    """Also one that goes out with the start, one for an agent far away, and one that is not in memory."""
+    talk = pool.talk()
+    talk.open()
+    talk.start()
+    data = {name: os.urandom(2_500_000) for name in ("a", "b", "c-far-away", "d")}
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    fd = os.open(tmp_path / "d", os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    requests = [source(talk, tmp_path / name, len(content), tmp_path / f"to-{name}") for name, content in data.items()]
+    assert [talk.result(request)[0] for request in requests] == [0] * 4
+    assert all((tmp_path / f"to-{name}").read_bytes() == content for name, content in data.items())
+
+
+def test_a_source_that_grows_or_shrinks(pool, tmp_path):
+    talk = pool.talk()
+    talk.begin()
+    (tmp_path / "x").write_bytes(bytes(range(200)) * 5000)
+    assert talk.result(source(talk, tmp_path / "x", 600_000, tmp_path / "y"))[0] == 0
+    assert (tmp_path / "y").read_bytes() == (bytes(range(200)) * 5000)[:600_000]
+    # The fake agent takes what comes; a real one says how much is missing (test_agent.py).
+    assert talk.result(source(talk, tmp_path / "x", 2_000_000, tmp_path / "z"))[0] == 0
+    assert (tmp_path / "z").read_bytes() == bytes(range(200)) * 5000
+
+
+def test_a_source_that_cannot_be_read(pool, tmp_path):
+    talk = pool.talk()
+    talk.begin()
+    (tmp_path / "x").write_bytes(bytes(1000))
+    request = source(talk, tmp_path / "x", 1000, tmp_path / "y", os.O_WRONLY)
+    assert talk.failed(request) == ["file", "file", "cannot read the file: Bad file descriptor", "1"]
+    assert str(tmp_path / "x") not in files_open(pool)
+    assert works(talk, 1)
+
+
+def test_a_source_ends_with_its_request(pool, tmp_path):
+    talk = pool.talk()
+    talk.begin()
+    (tmp_path / "x").write_bytes(bytes(8 << 20))
+    request = source(talk, tmp_path / "x", 8 << 20, tmp_path / "y-far-away")
+    wait_for(lambda: str(tmp_path / "x") in files_open(pool))
+    talk.send(CANCEL, request=request, body=b"")
+    wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
+    # Of a request that the pool does not know any more.
+    talk.client.send(SOURCE, 1, 0, 4711, struct.pack(">Q", 8 << 20), 0, os.open(tmp_path / "x", os.O_RDONLY))
+    assert works(talk, 1)
+    assert str(tmp_path / "x") not in files_open(pool)
+    source(talk, tmp_path / "x", 8 << 20, tmp_path / "y-far-away")
+    wait_for(lambda: str(tmp_path / "x") in files_open(pool))
+    talk.client.close()
+    wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
+
+
+@pytest.mark.row("F3")
+@pytest.mark.parametrize("wrong", ["no descriptor", "a pipe", "length", "flags", "exec", "twice", "data after it", "too long"])
+def test_a_source_that_breaks_the_protocol_drops_the_client(pool, tmp_path, wrong):
+    talk = pool.talk()
+    talk.begin()
+    (tmp_path / "x").write_bytes(bytes(4 << 20))
+    ends = os.pipe()
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+    if wrong == "exec":
+        request = talk.send(EXEC, items=["stopreading", "", "0", "data", "login"])
+    else:
+        request = talk.send(PUT, items=[str(tmp_path / "y-far-away"), "", str(4 << 20)])
+    size = struct.pack(">Q", 1 << 63 if wrong == "too long" else 4 << 20)
+    talk.client.send(
+        SOURCE,
+        1,
+        0,
+        request,
+        size[:7] if wrong == "length" else size,
+        END if wrong == "flags" else 0,
+        {"no descriptor": -1, "a pipe": ends[0]}.get(wrong, fd),
+    )
+    if wrong == "twice":
+        talk.client.send(SOURCE, 1, 0, request, size, 0, fd)
+    elif wrong == "data after it":
+        talk.send(DATA, request=request, body=b"x")
+    for one in (*ends, fd):
+        os.close(one)
+    with pytest.raises(_core.Error):
+        talk.until(lambda f: False)
+    assert works(pool_other(pool), 1)
+    wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
+
+
+@pytest.mark.row("F3")
+def test_descriptors_that_nobody_asked_for_drop_the_client(pool, tmp_path):
+    talk = pool.talk()
+    talk.begin()
+    (tmp_path / "x").write_bytes(b"x")
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+    with contextlib.suppress(_core.Error):
+        for _ in range(40):
+            talk.client.send(PING, 0, 0, 0, b"churten", 0, fd)
+    os.close(fd)
+    with pytest.raises(_core.Error):
+        talk.until(lambda f: False)
+    wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
 
 
 @pytest.mark.row("F3")
