@@ -57,7 +57,7 @@ class Put:
                 self.fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC)
         self.agent.own_fds.add(self.fd)
         if self.size > PIPE:
-            self.agent.widen()
+            self.agent.widen(self.agent.control_in)
 
     def in_place(self):
         """Whether a new file could not be all the old one was."""
@@ -144,7 +144,10 @@ class Fetch:
         self.path, self.credit = path, WINDOW
         self.fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
         agent.own_fds.add(self.fd)
-        self.mode = os.fstat(self.fd).st_mode
+        info = os.fstat(self.fd)
+        self.mode = info.st_mode
+        if info.st_size > PIPE:
+            agent.widen(agent.control_out)
         if stat.S_ISDIR(self.mode):
             self.drop()
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -164,7 +167,7 @@ class Fetch:
             return
         self.credit -= len(data)
         flags = 0 if data else F_END
-        self.agent.send(T_DATA, data, self.request, flags)
+        self.agent.send_data(data, self.request, flags)
         if not data:
             self.drop()
             self.agent.exit_zero(self, b"%o" % stat.S_IMODE(self.mode))

@@ -22,7 +22,7 @@ from churten import waiting
 from churten.transport import chain as chains
 
 from . import connection as core
-from .checksums import Checksums
+from .checksums import Checksums, aside
 
 _FILES = frozenset({"ansible.modules.copy", "ansible.modules.file"})
 # The action, and after which modules it has nothing left to do but to remove its folder.
@@ -63,6 +63,8 @@ def chained_actions() -> t.Iterator[None]:
 def _meet(action: t.Any) -> t.Callable[[], None]:
     """Lets `action` send ahead what it can, if it is one of these. Returns what undoes that."""
     name, run = _core_name(action), action.__dict__.get("run")
+    if name == "fetch":
+        return _digests_aside(run.__globals__)
     if name not in ACTIONS:
         return lambda: None
     names = run.__globals__
@@ -84,6 +86,12 @@ def _meet(action: t.Any) -> t.Callable[[], None]:
             action._copy_file = copy_file
 
     return undo
+
+
+def _digests_aside(names: dict[str, t.Any]) -> t.Callable[[], None]:
+    stock: dict[str, t.Any] = {name: names[name] for name in ("checksum", "md5", "secure_hash") if name in names}
+    names.update({name: aside(function) for name, function in stock.items()})
+    return lambda: names.update(stock)
 
 
 def _core_name(action: t.Any) -> str:

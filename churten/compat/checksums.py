@@ -1,19 +1,26 @@
-"""The checksum of a file on the controller: core's action `copy` reads the whole file for each host.
+"""Checksums of files on the controller. Core's action `copy` reads the whole file for each host; here it is read once.
 
 A file has the checksum it had if it is the same file (device and number), of the same size, and neither its content nor anything else about it was changed
 since: the time of its last change is the kernel's own, nobody can set it. That time is only as fine as the clock of the file system, so a checksum is kept
 only if the file had been left alone for `SETTLED_NS` when it was begun.
+
+`fetch` reads each file that it has brought, twice. Forks do that side by side; so for large files fibers do it in threads.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import stat
 import time
 import typing as t
 
+from churten import waiting
+
 SETTLED_NS = 2_000_000_000
 SMALL = 65536  # bytes: looking twice costs more than reading
+LARGE = 1 << 20  # bytes: longer than a thread takes to start
 _LIMIT = 1000
 
 State = tuple[int, int, int, int, int]
@@ -56,3 +63,20 @@ def _state(filename: t.Any) -> State | None:
     if not stat.S_ISREG(found.st_mode) or found.st_size < SMALL:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def aside(stock: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    """`stock`, a digest of a file, in a thread if that takes long and the fiber can wait."""
+
+    @functools.wraps(stock)
+    def digest(filename: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        # A relative name means another file where another fiber has changed the working directory.
+        if waiting.current() is not None and isinstance(filename, str) and os.path.isabs(filename):
+            size = 0
+            with contextlib.suppress(OSError, ValueError):
+                size = os.stat(filename).st_size
+            if size >= LARGE:
+                return waiting.blocking(lambda: stock(filename, *args, **kwargs))
+        return stock(filename, *args, **kwargs)
+
+    return digest

@@ -8,6 +8,7 @@ import time
 import pytest
 from ansible.utils.hashing import secure_hash
 
+from churten import waiting
 from churten.compat import checksums
 from churten.transport import digests
 
@@ -108,6 +109,43 @@ def test_everything_else_is_left_to_core(counted, settled, tmp_path):
         assert checksum(str(tmp_path / "none")) is None
         assert checksum(str(big), hashlib.md5) == hashlib.md5(big.read_bytes()).hexdigest()
     assert len(read) == 8
+
+
+class Fibers:
+    """A hub with one fiber, which notes what it does in a thread."""
+
+    no_park = 0
+
+    def __init__(self):
+        self.aside = 0
+
+    def current(self):
+        return self
+
+    def blocking(self, function):
+        self.aside += 1
+        return function()
+
+
+@pytest.fixture
+def fibers():
+    hub = Fibers()
+    waiting.set_hub(hub)
+    yield hub
+    waiting.set_hub(None)
+
+
+def test_a_large_file_is_read_in_a_thread(fibers, tmp_path, monkeypatch):
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(os.urandom(2_000_000))
+    small.write_bytes(b"small")
+    digest = checksums.aside(secure_hash)
+    assert (digest(str(large)), fibers.aside) == (sha1(large), 1)
+    assert (digest(str(large), hashlib.md5), fibers.aside) == (hashlib.md5(large.read_bytes()).hexdigest(), 2)
+    monkeypatch.chdir(tmp_path)  # where other fibers may change it
+    assert [digest(str(small)), digest("large"), digest(str(tmp_path)), digest(str(tmp_path / "none"))] == [sha1(small), sha1(large), None, None]
+    waiting.set_hub(None)
+    assert (digest(str(large)), fibers.aside) == (sha1(large), 2)
 
 
 def params(text):
