@@ -29,14 +29,15 @@
 /* Of a frame: with its header it fills packets of SSH, of 32 KiB, exactly. */
 #define BODY_BYTES   (CH_WIRE_BODY_MAX - CH_WIRE_HEADER)
 #define WAIT_MS      2
-#define WAITS_MAX    500 /* then it is read whatever it takes */
+#define WAITS_MAX    100 /* then it is read whatever it takes */
 #define WANT_BYTES   (4 * 1024 * 1024)
 
 struct source {
     struct request *req;
     struct ch_list in_login;
-    struct ch_timer *timer; /* until it is in memory */
+    struct ch_timer *timer; /* until it is in memory, or its end is told */
     int waits;              /* in a row */
+    int error;              /* errno of what ended it */
     int fd;
     int64_t at, end;
 };
@@ -213,15 +214,31 @@ source_wait(struct source *source)
 }
 
 static void
-source_failed(struct source *source, int error)
+source_fail(void *arg)
 {
+    struct source *source = arg;
     char text[128];
     struct fail fail;
 
+    source->timer = NULL;
     (void)snprintf(text, sizeof(text), "cannot read the file: %s",
-                   strerror(error));
+                   strerror(source->error));
     fail_set(&fail, "file", "file", text);
     request_break(source->req, &fail);
+}
+
+/* From the loop: callers up the stack walk lists of requests. */
+static void
+source_failed(struct source *source, int error)
+{
+    struct ch_loop *loop = source->req->attach->session->pool->loop;
+
+    source->error = error;
+    source->timer = ch_loop_timer(loop, 0, source_fail, source);
+    if (source->timer == NULL) {
+        ch_list_remove(&source->in_login);
+        client_doom(source->req->attach->client);
+    }
 }
 
 /* What was read becomes a frame; with the last one the source goes. */

@@ -395,6 +395,7 @@ class Agent(Requests):
             self.rest = None
             if isinstance(job, Put):
                 job.on_end(flags, length)
+                self.flush()
 
     def widen(self, fd):
         """Files go faster through a wider pipe, if it is one."""

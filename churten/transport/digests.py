@@ -31,7 +31,11 @@ def sending(file: t.BinaryIO, found: os.stat_result) -> None:
         _sent.clear()
     _sent[key] = _sent.get(key, 0) + 1
     if _sent[key] == 2:
-        threading.Thread(target=_learn, args=(os.dup(file.fileno()),), daemon=True).start()
+        fd = os.dup(file.fileno())
+        try:
+            threading.Thread(target=_learn, args=(fd,), daemon=True).start()
+        except RuntimeError:  # no more threads
+            os.close(fd)
 
 
 def _learn(fd: int) -> None:
