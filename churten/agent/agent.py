@@ -11,13 +11,16 @@ import time
 from churten.agent.account import environ_at_start, locale_of, stock_sys_path
 from churten.agent.ahead import Ahead
 from churten.agent.chains import BROKEN, Chain, Link
-from churten.agent.files import Fetch, file_failure
+from churten.agent.files import Fetch, Put, file_failure
 from churten.agent.folders import sweep
 from churten.agent.frames import (
     BODY_MAX,
     F_LINK,
+    F_SETPIPE_SZ,
     F_ZLIB,
     HEADER,
+    MAGIC,
+    PIPE_WIDE,
     T_CANCEL,
     T_CLOSE,
     T_DATA,
@@ -34,7 +37,7 @@ from churten.agent.frames import (
     T_RUN,
     T_START,
     T_WINDOW,
-    WINDOW,
+    VERSION,
     Failure,
     ProtocolError,
     frame,

@@ -7,7 +7,7 @@ import stat
 import struct
 import time
 
-from churten.agent.frames import BODY_MAX, F_END, T_DATA, T_WINDOW, WINDOW, Failure, number, text, unpack
+from churten.agent.frames import BODY_MAX, F_END, PIPE, T_WINDOW, WINDOW, Failure, number, text, unpack
 
 
 class Put:
