@@ -263,7 +263,7 @@ def test_who_may_stand(agent, custom):
 
 
 def test_two_at_once(agent, custom):
-    wrapper = custom("time.sleep(0.3); result['pid'] = os.getpid()", "import os, time")
+    wrapper = custom("time.sleep(1); result['pid'] = os.getpid()", "import os, time")
     stand(agent, wrapper)
     for _ in range(2):
         requests = [agent.run_request(wrapper, stays="1") for _ in range(3)]
