@@ -42,7 +42,8 @@ class Checksums:
             return found
         settled = time.time_ns() - state[-1] > SETTLED_NS
         found = self._stock(filename)
-        if settled and isinstance(found, str) and _state(filename) == state:
+        # What changed meanwhile has another state from now on, and this one never comes again.
+        if settled and isinstance(found, str):
             if len(self._known) >= _LIMIT:
                 self._known.clear()
             self._known[state] = found

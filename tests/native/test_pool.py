@@ -348,6 +348,7 @@ def test_a_source_ends_with_its_request(pool, tmp_path):
     wait_for(lambda: str(tmp_path / "x") in files_open(pool))
     talk.send(CANCEL, request=request, body=b"")
     wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
+    assert (tmp_path / "y-far-away").stat().st_size < 8 << 20
     # Of a request that the pool does not know any more.
     talk.client.send(SOURCE, 1, 0, 4711, struct.pack(">Q", 8 << 20), 0, os.open(tmp_path / "x", os.O_RDONLY))
     assert works(talk, 1)
