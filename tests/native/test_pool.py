@@ -343,17 +343,18 @@ def test_a_source_that_cannot_be_read(pool, tmp_path):
 def test_a_source_ends_with_its_request(pool, tmp_path):
     talk = pool.talk()
     talk.begin()
-    (tmp_path / "x").write_bytes(bytes(8 << 20))
-    request = source(talk, tmp_path / "x", 8 << 20, tmp_path / "y-far-away")
+    (tmp_path / "x").touch()
+    os.truncate(tmp_path / "x", 64 << 20)
+    request = source(talk, tmp_path / "x", 64 << 20, tmp_path / "y-far-away")
     wait_for(lambda: str(tmp_path / "x") in files_open(pool))
     talk.send(CANCEL, request=request, body=b"")
     wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
-    assert (tmp_path / "y-far-away").stat().st_size < 8 << 20
+    assert (tmp_path / "y-far-away").stat().st_size < 32 << 20
     # Of a request that the pool does not know any more.
-    talk.client.send(SOURCE, 1, 0, 4711, struct.pack(">Q", 8 << 20), 0, os.open(tmp_path / "x", os.O_RDONLY))
+    talk.client.send(SOURCE, 1, 0, 4711, struct.pack(">Q", 64 << 20), 0, os.open(tmp_path / "x", os.O_RDONLY))
     assert works(talk, 1)
     assert str(tmp_path / "x") not in files_open(pool)
-    source(talk, tmp_path / "x", 8 << 20, tmp_path / "y-far-away")
+    source(talk, tmp_path / "x", 64 << 20, tmp_path / "y-far-away")
     wait_for(lambda: str(tmp_path / "x") in files_open(pool))
     talk.client.close()
     wait_for(lambda: str(tmp_path / "x") not in files_open(pool))
