@@ -425,7 +425,7 @@ def test_an_md5_that_is_known(agent, tmp_path):
 def test_an_md5_is_known_only_of_the_file_as_it_was(tmp_path):
     from ansible.module_utils import basic
 
-    from churten import agent as agent_code
+    from churten.agent import run as agent_code
 
     path = tmp_path / "file"
     path.write_bytes(b"content")

@@ -114,6 +114,32 @@ test_drop_and_splice(void **state)
 }
 
 static void
+test_a_body_written_in_place(void **state)
+{
+    struct ch_outq q;
+    struct ch_frame frame = {.type = CH_DATA, .request = 7, .len = 3};
+    const uint8_t *data = NULL;
+    uint32_t begins = 1;
+    uint8_t *body = NULL;
+    struct ch_outnode *node = ch_outnode_new(100, &body);
+
+    (void)state;
+    ch_outq_init(&q);
+    memcpy(body, "abc", 3);
+    ch_outq_append(&q, node, &frame); /* less than there was room for */
+    assert_int_equal(q.bytes, 23);
+    assert_int_equal(ch_outq_peek(&q, &data, &begins), 23);
+    assert_int_equal(begins, 0);
+    assert_int_equal(data[3], CH_DATA);
+    assert_memory_equal(data + 16, "\0\0\0\3abc", 7);
+    ch_outq_drop(&q, 7);
+    assert_int_equal(q.bytes, 0);
+    ch_outnode_free(ch_outnode_new(0, &body));
+    ch_outnode_free(NULL);
+    ch_outq_fini(&q);
+}
+
+static void
 test_limits(void **state)
 {
     struct ch_outq q;
@@ -131,6 +157,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes_and_begins_in_order),
         cmocka_unit_test(test_drop_and_splice),
+        cmocka_unit_test(test_a_body_written_in_place),
         cmocka_unit_test(test_limits),
     };
 

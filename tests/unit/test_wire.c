@@ -67,7 +67,7 @@ test_a_bad_header_is_refused_at_its_first_bad_byte(void **state)
         size_t at;
         uint8_t value;
     } bad[] = {{0, 'X'}, {1, 'X'},  {2, 0}, {2, 2},  {3, 0},
-               {3, 26},  {4, 0x20}, {5, 1}, {16, 1}, {17, 0xff}};
+               {3, 27},  {4, 0x20}, {5, 1}, {16, 1}, {17, 0xff}};
     uint8_t head[20];
     struct ch_frame frame = {.type = CH_DATA};
     size_t used = 0;
