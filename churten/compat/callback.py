@@ -10,6 +10,12 @@ from ansible.playbook.handler import Handler
 from ansible.plugins.strategy import Debugger
 
 
+def define_options(name: str, definitions: t.Callable[[], dict[str, dict[str, object]]]) -> None:
+    """Tell core the options of a callback plugin, before it reads its documentation for them."""
+    if not C.config.has_configuration_definition("callback", name):
+        C.config.initialize_plugin_configuration_definitions("callback", name, definitions())
+
+
 def host_name(result: t.Any) -> str:
     """The inventory host a result belongs to (not the one it was delegated to)."""
     return str((result.host if hasattr(type(result), "host") else result._host).name)

@@ -6,7 +6,6 @@ Each function gives pieces of text, so a large run is never held as text in memo
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import hashlib
 import io
@@ -21,7 +20,7 @@ from .columns import STATUSES, Columns, read
 from .model import PHASES, Result
 from .reading import Log, Run
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Result) if field.name != "t")
+_FIELDS = tuple(name for name in Result.__slots__ if name != "t")
 
 
 def as_csv(log: Log, run: Run) -> t.Iterator[str]:

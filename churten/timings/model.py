@@ -6,8 +6,8 @@ parallel strategy it exceeds the wall time), and its span is wall time from the 
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import typing as t
 
 from churten import _core
 
@@ -19,9 +19,36 @@ _RANK = {status: rank for rank, status in enumerate(STATUSES)}
 NO_ROLE = "(no role)"
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Result:
+class Record:
+    """Named values. Not a dataclass: each of those compiles its methods whenever it is imported, which a short run would pay for."""
+
+    __slots__: tuple[str, ...] = ()
+    defaults: t.ClassVar[dict[str, t.Any]] = {}
+
+    def __init__(self, **values: t.Any) -> None:
+        values = self.defaults | values
+        if set(values) != set(self.__slots__):
+            raise TypeError(f"{type(self).__name__} has other names: {', '.join(sorted(set(values) ^ set(self.__slots__)))}")
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name, None)!r}' for name in self.__slots__)})"
+
+
+class Result(Record):
     """One task on one host. Times in seconds; `at` counts from the start of the run on the monotonic clock. None is unknown."""
+
+    __slots__ = (
+        *("play", "play_uuid", "task", "uuid", "action", "role", "path", "host", "status", "items", "started", "at", "seconds", "queue", "connect", "remote"),
+        *("controller", "engine", "worker", "source", "attempts", "delegated", "ran", "t"),
+    )
+    defaults = dict.fromkeys(("queue", "connect", "remote", "controller", "engine", "worker", "source", "delegated", "ran", "t")) | {"attempts": 1}
 
     play: str
     play_uuid: str
@@ -36,35 +63,37 @@ class Result:
     started: str  # wall clock, UTC
     at: float
     seconds: float
-    queue: float | None = None  # ready, but no slot free; before `at`
-    connect: float | None = None
-    remote: float | None = None
-    controller: float | None = None  # the rest of `seconds`
-    engine: str | None = None
-    worker: int | None = None
-    source: str | None = None  # who measured: executor, connection or callbacks; None in logs of older releases
-    attempts: int = 1  # over all items
-    delegated: str | None = None  # to this host
-    ran: float | None = None  # of `remote`: as measured on the targets
-    t: dict[str, float] | None = None  # stamps by name, seconds from the start of the run
+    queue: float | None  # ready, but no slot free; before `at`
+    connect: float | None
+    remote: float | None
+    controller: float | None  # the rest of `seconds`
+    engine: str | None
+    worker: int | None
+    source: str | None  # who measured: executor, connection or callbacks; None in logs of older releases
+    attempts: int  # over all items
+    delegated: str | None  # to this host
+    ran: float | None  # of `remote`: as measured on the targets
+    t: dict[str, float] | None  # stamps by name, seconds from the start of the run
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
-class Item:
+class Item(Record):
     """One item of a loop, or one attempt (`until`), of a task on a host. Times as in Result."""
+
+    __slots__ = ("play_uuid", "uuid", "host", "item", "label", "attempt", "status", "at", "seconds", "connect", "remote", "delegated")
+    defaults = dict.fromkeys(("label", "delegated"))
 
     play_uuid: str
     uuid: str
     host: str
     item: int | None
-    label: str | None = None
+    label: str | None
     attempt: int
     status: str
     at: float
     seconds: float
     connect: float | None
     remote: float | None
-    delegated: str | None = None
+    delegated: str | None
 
 
 class Figures(_core.Tally):

@@ -84,19 +84,8 @@ class Lanes:
         return self._made - len(self._free)
 
 
-class Done(t.NamedTuple):
-    """A result as the callback got it."""
-
-    at: float  # monotonic
-    clock: float  # wall clock
-    host: str
-    task: t.Any
-    uuid: str
-    delegated: str | None
-    status: str
-    stamp: stamps.Stamps | None
-    part: Part | None
-    play: tuple[str, str]
+# A result as the callback got it: monotonic and wall clock, host, task, its uuid, the host it was delegated to, status, stamp, part, play.
+Done = tuple[float, float, str, t.Any, str, str | None, str, stamps.Stamps | None, Part | None, tuple[str, str]]
 
 
 class Recorder:
@@ -263,8 +252,7 @@ class Recorder:
         if part is not None and not part.items and part.attempt > 1 and self._log is not None:
             self._log_part(part, stamp, *key, status, now, None, None, delegated)
         self._results += 1
-        # As Done(...) does it, in a fraction of the time.
-        self._later.put(tuple.__new__(Done, (now, time.time(), host, task, uuid, delegated, status, stamp, part, self._play)))
+        self._later.put((now, time.time(), host, task, uuid, delegated, status, stamp, part, self._play))
 
     def finish(self) -> None:
         """The run ended."""
@@ -282,7 +270,7 @@ class Recorder:
     def _take_in(self, thing: t.Any) -> None:
         """Count and log what was kept."""
         log = self._log
-        if type(thing) is Done:
+        if type(thing) is tuple:
             timed = self._result(thing)
             self._uncounted.append(timed)
             if len(self._uncounted) >= _BLOCK:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import typing as t
 
 if t.TYPE_CHECKING:
     from .model import Result
 
 
-@dataclasses.dataclass(slots=True)
 class Task:
     """A row of tasks: one task, or the copies of one that `free` includes host by host."""
 
-    name: str
-    play: int  # number in Columns.plays
-    action: str
-    role: str | None
-    path: str | None
+    __slots__ = ("name", "play", "action", "role", "path")
+
+    def __init__(self, name: str, play: int, action: str, role: str | None, path: str | None) -> None:
+        self.name = name
+        self.play = play  # number in Columns.plays
+        self.action = action
+        self.role = role
+        self.path = path
 
 
 class Rows:

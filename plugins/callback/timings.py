@@ -102,6 +102,14 @@ from ansible.errors import AnsibleError
 from ansible.plugins.callback import CallbackBase
 from ansible.release import __version__ as core_version
 
+try:
+    from churten.compat.callback import define_options
+    from churten.timings import options
+except ImportError:  # set_options says so
+    options = None
+else:
+    define_options(__name__, options.definitions)
+
 
 class CallbackModule(CallbackBase):
     """Translates events for churten.timings.record.Recorder."""
@@ -117,12 +125,8 @@ class CallbackModule(CallbackBase):
 
     def set_options(self, task_keys=None, var_options=None, direct=None):
         super().set_options(task_keys=task_keys, var_options=var_options, direct=direct)
-        try:
-            from churten.timings import options
-        except ImportError as ex:
-            raise AnsibleError(
-                f"churten.core.timings needs the Python package churten in this interpreter (pip install churten): {ex}"
-            ) from ex
+        if options is None:
+            raise AnsibleError("churten.core.timings needs the Python package churten in this interpreter (pip install churten)")
         self._recorder = options.recorder(self)
         self._show = options.show
 
