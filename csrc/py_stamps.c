@@ -18,6 +18,10 @@
  *         def request(self, begin, sent, end, ran) -> None
  *         def since(self, n) -> tuple[int, float, float]
  *         def fill(self, result, seconds, now, zero) -> None
+ *         def line(self, common, host, status, items, started, attempts,
+ *                  delegated, quote, at, seconds, now, zero) -> bytes
+ *         def phases(self, seconds) -> tuple  # queue, connect, remote,
+ *                                             # controller; None: unknown
  *
  * WHY. There is a record for every task on every host, it is written to a
  * dozen times between other things, and read once.
@@ -28,24 +32,13 @@
  *
  * OWNERSHIP. A record owns its spans and its engine's name.
  */
-#include "py.h"
+#include "py_stamps.h"
 
 #include <math.h>
 #include <stddef.h>
 #include <structmember.h>
 
-#define MOMENTS                                                               \
-    X(eligible)                                                               \
-    X(slot)                                                                   \
-    X(start)                                                                  \
-    X(connect_begin)                                                          \
-    X(connect_end)                                                            \
-    X(sent)                                                                   \
-    X(remote_begin)                                                           \
-    X(remote_end)                                                             \
-    X(received)                                                               \
-    X(processed)                                                              \
-    X(connect_open)
+#define MOMENTS CH_STAMP_NAMES X(connect_open)
 
 /* What fill() sets beside t. */
 #define FILLED                                                                \
@@ -312,38 +305,86 @@ moments(const StampsObject *self, PyObject *all, double now, double zero)
     return dict;
 }
 
+const char *const ch_stamp_names[CH_STAMPS] = {
+#define X(name) #name,
+    CH_STAMP_NAMES
+#undef X
+};
+
+/* What is known of a result that took `seconds` and was handled at `now`. 0,
+ * or -1 with an exception. */
 static int
-fill(const StampsObject *self, PyObject *all, PyObject *result, double seconds)
+read_all(const StampsObject *self, double seconds, double now,
+         struct ch_stamped *out)
 {
     double queue = self->when[N_slot] - self->when[N_eligible];
     double rest = seconds - self->connect_s - self->remote_s;
     int phased = is_phased(self);
     int ours = self->engine == NULL ? 0 : PyObject_IsTrue(self->engine);
-    PyObject *engine = self->engine == NULL ? Py_None : self->engine;
 
-    if (ours < 0 || set(result, all, N_engine, Py_NewRef(engine)) < 0) {
+    for (int i = 0; i < CH_STAMPS; i++) {
+        out->when[i] = i == N_processed ? now : self->when[i];
+    }
+    out->queue = isnan(queue) ? NAN : most(0.0, queue);
+    out->connect = phased ? self->connect_s : NAN;
+    out->remote = phased ? self->remote_s : NAN;
+    out->ran = phased ? self->ran_s : NAN;
+    out->controller = phased ? most(0.0, rest) : NAN;
+    out->engine = self->engine == NULL ? Py_None : self->engine;
+    out->worker = self->worker;
+    out->source = ours         ? "executor"
+                  : self->seen ? "connection"
+                               : "callbacks";
+    return ours < 0 ? -1 : 0;
+}
+
+static int
+fill(const StampsObject *self, PyObject *all, PyObject *result, double seconds,
+     double now)
+{
+    struct ch_stamped found;
+
+    if (read_all(self, seconds, now, &found) < 0 ||
+        set(result, all, N_engine, Py_NewRef(found.engine)) < 0 ||
+        set(result, all, N_worker,
+            found.worker < 0 ? Py_NewRef(Py_None)
+                             : PyLong_FromLong(found.worker)) < 0 ||
+        set(result, all, N_source, PyUnicode_FromString(found.source)) < 0) {
         return -1;
     }
-    if (set(result, all, N_worker,
-            self->worker < 0 ? Py_NewRef(Py_None)
-                             : PyLong_FromLong(self->worker)) < 0 ||
-        set(result, all, N_source,
-            PyUnicode_FromString(ours         ? "executor"
-                                 : self->seen ? "connection"
-                                              : "callbacks")) < 0 ||
-        set(result, all, N_queue,
-            from_time(isnan(queue) ? NAN : most(0.0, queue))) < 0) {
+    if (set(result, all, N_queue, from_time(found.queue)) < 0 ||
+        set(result, all, N_connect, from_time(found.connect)) < 0 ||
+        set(result, all, N_remote, from_time(found.remote)) < 0 ||
+        set(result, all, N_ran, from_time(found.ran)) < 0) {
         return -1;
     }
-    if (set(result, all, N_connect,
-            from_time(phased ? self->connect_s : NAN)) < 0 ||
-        set(result, all, N_remote, from_time(phased ? self->remote_s : NAN)) <
-            0 ||
-        set(result, all, N_ran, from_time(phased ? self->ran_s : NAN)) < 0) {
-        return -1;
+    return set(result, all, N_controller, from_time(found.controller));
+}
+
+static PyObject *
+stamps_phases(PyObject *op, PyObject *arg)
+{
+    double seconds = PyFloat_AsDouble(arg);
+    struct ch_stamped found;
+    PyObject *phases;
+
+    if ((seconds == -1.0 && PyErr_Occurred()) ||
+        read_all(STAMPS(op), seconds, 0.0, &found) < 0) {
+        return NULL;
     }
-    return set(result, all, N_controller,
-               from_time(phased ? most(0.0, rest) : NAN));
+    phases = PyTuple_New(4);
+    for (int i = 0; phases != NULL && i < 4; i++) {
+        const double all[] = {found.queue, found.connect, found.remote,
+                              found.controller};
+        PyObject *value = from_time(all[i]);
+
+        if (value == NULL) {
+            Py_CLEAR(phases);
+        } else {
+            PyTuple_SET_ITEM(phases, i, value);
+        }
+    }
+    return phases;
 }
 
 static PyObject *
@@ -359,11 +400,32 @@ stamps_fill(PyObject *op, PyObject *const *args, Py_ssize_t n)
         }
         return NULL;
     }
-    if (fill(STAMPS(op), all, args[0], at[0]) < 0 ||
+    if (fill(STAMPS(op), all, args[0], at[0], at[1]) < 0 ||
         set(args[0], all, N_t, moments(STAMPS(op), all, at[1], at[2])) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *
+stamps_line(PyObject *op, PyObject *const *args, Py_ssize_t n)
+{
+    struct ch_timed timed;
+    struct ch_stamped found;
+    double at[4]; /* at, seconds, now, zero */
+
+    if (n != 12) {
+        PyErr_SetString(PyExc_TypeError, "line takes 12 arguments");
+        return NULL;
+    }
+    if (take_numbers(args + 8, 4, at, 4, "line") < 0 ||
+        read_all(STAMPS(op), at[1], at[2], &found) < 0) {
+        return NULL;
+    }
+    timed = (struct ch_timed){args[0], args[1], args[2], args[3],
+                              args[4], args[5], args[6], args[7],
+                              at[0],   at[1],   at[3]};
+    return ch_timed_line(&timed, &found);
 }
 
 static PyObject *
@@ -437,6 +499,12 @@ static PyMethodDef stamps_methods[] = {
     {"fill", (PyCFunction)(void (*)(void))stamps_fill, METH_FASTCALL,
      "fill(result, seconds, now, zero): set what the result (model.Result) "
      "has from here; moments count from zero"},
+    {"line", (PyCFunction)(void (*)(void))stamps_line, METH_FASTCALL,
+     "line(common, host, status, items, started, attempts, delegated, quote, "
+     "at, seconds, now, zero) -> bytes: the line of the timing log"},
+    {"phases", stamps_phases, METH_O,
+     "phases(seconds) -> queue, connect, remote and controller of a result "
+     "that took so long; None: not known"},
     {NULL, NULL, 0, NULL},
 };
 

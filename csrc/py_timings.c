@@ -12,10 +12,11 @@
  * OWNERSHIP. The line grows in an array that is freed before the function
  * returns; values are borrowed from the tuple.
  */
-#include "py.h"
+#include "py_stamps.h"
 
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -180,17 +181,13 @@ to_micros(double value)
 }
 
 static int
-put_time(struct line *line, PyObject *object)
+put_seconds(struct line *line, double value)
 {
     char text[32];
     size_t at = sizeof(text);
-    double value = PyFloat_AsDouble(object);
     uint64_t micros;
     int digits = 0;
 
-    if (value == -1.0 && PyErr_Occurred()) {
-        return -1;
-    }
     if (!(fabs(value) < 1099511627776.0)) {
         return put_any_time(line, value);
     }
@@ -207,6 +204,14 @@ put_time(struct line *line, PyObject *object)
         text[--at] = '-';
     }
     return put(line, text + at, sizeof(text) - at);
+}
+
+static int
+put_time(struct line *line, PyObject *object)
+{
+    double value = PyFloat_AsDouble(object);
+
+    return value == -1.0 && PyErr_Occurred() ? -1 : put_seconds(line, value);
 }
 
 static int
@@ -294,6 +299,105 @@ put_fields(struct line *line, PyObject *values)
         r = put_moments(line, PyTuple_GET_ITEM(values, F_t));
     }
     return r;
+}
+
+#define PUT(line, text) put(line, text, sizeof(text) - 1)
+
+/* A time, or null; the name is given as ,"name":. */
+static int
+put_known(struct line *line, const char *name, size_t n, double value)
+{
+    if (put(line, name, n) < 0) {
+        return -1;
+    }
+    return isnan(value) ? PUT(line, "null") : put_seconds(line, value);
+}
+
+#define KNOWN(line, name, value)                                              \
+    put_known(line, ",\"" name "\":", sizeof(name) + 3, value)
+
+static int
+put_stamps(struct line *line, const struct ch_stamped *stamped, double zero)
+{
+    const char *before = "\"";
+
+    if (PUT(line, ",\"t\":{") < 0) {
+        return -1;
+    }
+    for (int i = 0; i < CH_STAMPS; i++) {
+        if (isnan(stamped->when[i])) {
+            continue;
+        }
+        if (put_name(line, before, ch_stamp_names[i]) < 0 ||
+            put_seconds(line, stamped->when[i] - zero) < 0) {
+            return -1;
+        }
+        before = ",\"";
+    }
+    return PUT(line, "}");
+}
+
+static int
+put_worker(struct line *line, long worker)
+{
+    char text[32];
+    int n = snprintf(text, sizeof(text), "%ld", worker);
+
+    return worker < 0 ? PUT(line, "null") : put(line, text, (size_t)n);
+}
+
+static int
+put_timed(struct line *line, const struct ch_timed *timed,
+          const struct ch_stamped *stamped)
+{
+    if (put_str(line, timed->common) < 0 || PUT(line, ",\"host\":") < 0 ||
+        put_value(line, TEXT, timed->host) < 0 ||
+        PUT(line, ",\"status\":") < 0 ||
+        put_value(line, TEXT, timed->status) < 0 ||
+        PUT(line, ",\"items\":") < 0 ||
+        put_value(line, WHOLE, timed->items) < 0 ||
+        PUT(line, ",\"started\":") < 0 ||
+        put_value(line, RAW, timed->started) < 0) {
+        return -1;
+    }
+    if (KNOWN(line, "at", timed->at) < 0 ||
+        KNOWN(line, "seconds", timed->seconds) < 0 ||
+        KNOWN(line, "queue", stamped->queue) < 0 ||
+        KNOWN(line, "connect", stamped->connect) < 0 ||
+        KNOWN(line, "remote", stamped->remote) < 0 ||
+        KNOWN(line, "controller", stamped->controller) < 0) {
+        return -1;
+    }
+    if (PUT(line, ",\"engine\":") < 0 ||
+        put_value(line, RAW, stamped->engine) < 0 ||
+        PUT(line, ",\"worker\":") < 0 ||
+        put_worker(line, stamped->worker) < 0 ||
+        PUT(line, ",\"source\":\"") < 0 ||
+        put(line, stamped->source, strlen(stamped->source)) < 0) {
+        return -1;
+    }
+    if (PUT(line, "\",\"attempts\":") < 0 ||
+        put_value(line, WHOLE, timed->attempts) < 0 ||
+        PUT(line, ",\"delegated\":") < 0 ||
+        put_value(line, TEXT, timed->delegated) < 0 ||
+        KNOWN(line, "ran", stamped->ran) < 0 ||
+        put_stamps(line, stamped, timed->zero) < 0) {
+        return -1;
+    }
+    return PUT(line, "}\n");
+}
+
+PyObject *
+ch_timed_line(const struct ch_timed *timed, const struct ch_stamped *stamped)
+{
+    struct line line = {NULL, 0, 0, timed->quote};
+    PyObject *made = NULL;
+
+    if (put_timed(&line, timed, stamped) == 0) {
+        made = PyBytes_FromStringAndSize(line.data, (Py_ssize_t)line.used);
+    }
+    PyMem_Free(line.data);
+    return made;
 }
 
 PyDoc_STRVAR(line_doc,

@@ -18,7 +18,7 @@ import churten
 from ..compat import callback as compat
 from ..compat import secrets as compat_secrets
 from ..timings.later import AtOnce
-from ..timings.model import Model, Result
+from ..timings.model import Model
 from ..timings.record import Lanes, Recorder
 from .hide import Hider, is_secret_name
 from .place import Place
@@ -42,7 +42,7 @@ class Wishes(t.NamedTuple):
 class _NoModel(Model):
     """No recap is printed here."""
 
-    def add(self, result: Result) -> None:
+    def count(self, *result: t.Any) -> None:
         """Nothing."""
 
 

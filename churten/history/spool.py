@@ -24,7 +24,8 @@ import time
 import typing as t
 
 from ..timings.log import LineFile, TimingLog
-from ..timings.model import Item, Result
+from ..timings.model import Item
+from ..timings.model import Place as TaskPlace
 from .place import Place, Unusable, open_private
 
 SUFFIX = ".jsonl"
@@ -57,12 +58,13 @@ class SpoolLog(TimingLog):
         super().__init__(spool, run)
         self.more: dict[str, object] = {}  # fields for the result that is logged next
 
-    def result(self, result: Result) -> None:
+    def stamped(self, place: TaskPlace, stamp: t.Any, *more: t.Any) -> None:
         """One task ended on one host."""
-        result.t = None
-        line = self._result_line(result)
+        line = self._without_moments(place, stamp, *more)
         self._file.write(line + ("," + self._encode(self.more)[1:] if self.more else "}"))
         self.more = {}
+
+    unstamped = stamped
 
     def item(self, item: Item) -> None:
         """The history has no rows for items and attempts; results count them."""

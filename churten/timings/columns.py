@@ -52,7 +52,7 @@ class Columns:
         return len(self.at)
 
     def _add(self, result: Result) -> None:
-        row, host = self.rows.find(result)
+        row, host = self.rows.find(result, result.host)
         end = result.at + max(0.0, result.seconds)
         if self.end and end < self.end[-1]:
             # Handled at the same moment, to the rounding of the log.

@@ -21,11 +21,10 @@ import time
 import typing as t
 from json.encoder import encode_basestring_ascii
 
-from .model import Item, Result
+from .model import Item, Place, Result
 
 VERSION = 1
 _LOCK_S = 2.0
-_TASKS_KEPT = 1000
 
 
 class Refused(OSError):
@@ -138,9 +137,12 @@ class LineFile:
 
     def hold(self, line: str) -> bool:
         """The same, but it may wait for the next `write`, `flush` or `close`: they write all that waits at once."""
+        return self.hold_data(line.encode("utf-8", "surrogateescape") + b"\n")
+
+    def hold_data(self, data: bytes) -> bool:
+        """The same for a line that is encoded and has its newline."""
         if self._broken or os.getpid() != self._pid:
             return False
-        data = line.encode("utf-8", "surrogateescape") + b"\n"
         if self._held_bytes + len(data) > self.HELD_MAX and not self.flush():
             return False
         self._held.append(data)
@@ -197,7 +199,6 @@ class TimingLog:
         self._file = file
         self._run = run
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
-        self._tasks: dict[tuple[str, str, str], str] = {}  # uuid, name and play of a task: what its lines begin with
 
     def run(self, facts: dict[str, object]) -> None:
         """The run begins; `facts` names the playbook and the versions."""
@@ -215,25 +216,40 @@ class TimingLog:
                 body[name] = value
         self._write("item", body)
 
-    def result(self, result: Result) -> None:
-        """One task ended on one host. Its line may wait for the next other event or `flush`."""
-        self._file.hold(self._result_line(result) + "}")
+    def stamped(
+        self, place: Place, stamp: t.Any, host: str, status: str, items: int | None, started: str, attempts: int, delegated: str | None, *times: float
+    ) -> None:
+        """One task ended on one host; `stamp` is the record of its steps, which makes the line (csrc/py_timings.c). `times`: at, seconds, now, and the
+        start of the run. The line may wait for the next other event or `flush`."""
+        self._file.hold_data(stamp.line(place.line or self._begin(place), host, status, items, started, attempts, delegated, _word, *times))
+
+    def unstamped(self, place: Place, stamp: t.Any, *more: t.Any) -> None:
+        """The same without its moments."""
+        self._file.hold(self._without_moments(place, stamp, *more) + "}")
+
+    def _without_moments(
+        self, place: Place, stamp: t.Any, host: str, status: str, items: int | None, started: str, attempts: int, delegated: str | None, *times: float
+    ) -> str:
+        """The line without its closing brace."""
+        at, seconds, now, zero = times
+        found = Result(
+            **{name: getattr(place, name) for name in _TASK_FIELDS},
+            host=host, status=status, items=items, started=started, at=at, seconds=seconds,
+            attempts=attempts, delegated=delegated,
+        )
+        stamp.fill(found, seconds, now, zero)
+        found.t = None
+        return line(place.line or self._begin(place), _fields(found), _word)
 
     def flush(self) -> None:
         """Write the results that are not written yet."""
         self._file.flush()
 
-    def _result_line(self, result: Result) -> str:
-        """The line without its closing brace."""
-        # Written once per host and task: what a task's lines have in common is encoded once.
-        key = result.uuid, result.task, result.play_uuid
-        text = self._tasks.get(key)
-        if text is None:
-            if len(self._tasks) >= _TASKS_KEPT:
-                self._tasks.clear()
-            common = {name: getattr(result, name) for name in _TASK_FIELDS}
-            text = self._tasks[key] = self._encode({"v": VERSION, "ev": "result", "run": self._run} | common)[:-1]
-        return line(text, _fields(result), _word)
+    def _begin(self, place: Place) -> str:
+        # Lines are written once per host and task: what a task's lines have in common is encoded once.
+        common = {name: getattr(place, name) for name in _TASK_FIELDS}
+        place.line = self._encode({"v": VERSION, "ev": "result", "run": self._run} | common)[:-1]
+        return place.line
 
     def end(self, seconds: float, results: int) -> None:
         """The run ended after `seconds`."""

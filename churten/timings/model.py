@@ -76,6 +76,18 @@ class Result(Record):
     t: dict[str, float] | None  # stamps by name, seconds from the start of the run
 
 
+class Place:
+    """What all results of a task have in common."""
+
+    __slots__ = ("play", "play_uuid", "task", "uuid", "action", "role", "path", "line")
+
+    def __init__(self, play: tuple[str, str], task: str, uuid: str, action: str, role: str | None, path: str | None) -> None:
+        self.play, self.play_uuid = play
+        self.task, self.uuid = task, uuid
+        self.action, self.role, self.path = action, role, path
+        self.line: str | None = None  # how lines of the log begin
+
+
 class Item(Record):
     """One item of a loop, or one attempt (`until`), of a task on a host. Times as in Result."""
 
@@ -132,23 +144,25 @@ class Model:
 
     def add(self, result: Result) -> None:
         """Count one result for its task, its play and the run."""
-        row, _ = self._rows.find(result)
-        play_uuid, role, host = result.play_uuid, result.role or NO_ROLE, result.host
+        self.count(result, result.host, result.at, result.seconds, result.status, (result.queue, result.connect, result.remote, result.controller))
+
+    def count(self, place: Result | Place, host: str, at: float, seconds: float, status: str, phases: tuple[float | None, ...]) -> None:
+        """The same for a result of this task, play and so on."""
+        row, _ = self._rows.find(place, host)
+        play_uuid, role, rank = place.play_uuid, place.role or NO_ROLE, _RANK.get(status, -1)
         if row == len(self.rows):
-            self.rows.append(Figures(result.task, result.path, times=True))
+            self.rows.append(Figures(place.task, place.path, times=True))
         if (play := self.plays.get(play_uuid)) is None:
-            play = self.plays[play_uuid] = Figures(result.play)
+            play = self.plays[play_uuid] = Figures(place.play)
         if (of_role := self.roles.get(role)) is None:
             of_role = self.roles[role] = Figures(role, hosts=True)
         if (of_host := self.hosts.get(host)) is None:
             of_host = self.hosts[host] = Figures(host, phases=True)
-        at, seconds, rank = result.at, result.seconds, _RANK.get(result.status, -1)
-        phases = result.queue, result.connect, result.remote, result.controller
         self.rows[row].add(at, seconds, rank, host, phases)
         play.add(at, seconds, rank, host, phases)
         of_role.add(at, seconds, rank, host, phases)
         of_host.add(at, seconds, rank, host, phases)
-        if result.controller is not None:
+        if phases[3] is not None:
             self.run.add(at, seconds, rank, host, phases)
 
     @property

@@ -18,12 +18,13 @@ from ..compat import callback as compat
 from . import stamps
 from .later import AtOnce, Later
 from .log import LineFile, Rotation, TimingLog
-from .model import Item, Model, Result
+from .model import Item, Model, Place
 from .workers import WorkerLog
 
 _IN_STEP = ("linear", "debug")  # strategies where all hosts begin a task before any begins the next
 _LABEL_MAX = 200
 _BLOCK = 500  # results
+_PLACES = 1000  # tasks remembered
 _NO_STAMP = stamps.Stamps()
 
 
@@ -98,7 +99,7 @@ class Recorder:
         self.model = Model()
         self._zero = time.monotonic()
         self._parts: dict[tuple[str, str], Part] = {}
-        self._places: dict[str, tuple[str, str | None, str | None]] = {}  # of a task: action, role, path
+        self._places: dict[tuple[str, str, str], Place] = {}  # by uuid and name of the task, uuid of the play
         self._numbers: dict[tuple[str, str], int] = {}  # of workers, under strategies that are not ours
         self._play = ("", "")
         self._strategy = ""
@@ -108,7 +109,7 @@ class Recorder:
         self._last_done: dict[str, float] = {}
         self._forks = 1
         self._results = 0
-        self._uncounted: list[Result] = []
+        self._uncounted: list[tuple[Place, str, float, float, str, tuple[float | None, ...]]] = []
         self._later: Later | AtOnce = Later(self._take_in, warn, self._flush)
         self._labels = labels
         self._log = TimingLog(LineFile(log_path, warn, rotation=rotation), secrets.token_hex(8)) if log_path else None
@@ -269,50 +270,46 @@ class Recorder:
 
     def _take_in(self, thing: t.Any) -> None:
         """Count and log what was kept."""
-        log = self._log
         if type(thing) is tuple:
-            timed = self._result(thing)
-            self._uncounted.append(timed)
+            self._take_result(thing)
             if len(self._uncounted) >= _BLOCK:
                 self._count()
-            if log is not None:
-                log.result(timed)
-        elif log is not None:
+        elif self._log is not None:
             if isinstance(thing, Item):
-                log.item(thing)
+                self._log.item(thing)
             else:
-                log.play(thing)
+                self._log.play(thing)
 
     def _count(self) -> None:
         """Bring what is not counted into the model: a block at a time, while the code for it is at hand."""
-        for timed in self._uncounted:
-            self.model.add(timed)
+        for one in self._uncounted:
+            self.model.count(*one)
         self._uncounted.clear()
 
-    def _result(self, done: Done) -> Result:
-        at, clock, host, task, uuid, delegated, status, stamp, part, play = done
-        begin = at if stamp is None or stamp.slot is None else stamp.slot
-        place = self._places.get(uuid)
-        if place is None:
-            place = self._places[uuid] = (str(task.action), compat.role_name(task), str(task.get_path() or "") or None)
-        # Filled field by field: a call with so many keywords takes longer than all the rest.
-        timed = object.__new__(Result)
-        timed.play, timed.play_uuid = play
-        timed.task, timed.uuid, timed.host, timed.status = str(task.get_name()), uuid, host, status
-        timed.action, timed.role, timed.path = place
-        timed.started = _utc(clock - (at - begin))
-        timed.at, timed.seconds = begin - self._zero, at - begin
-        timed.delegated, timed.attempts, timed.items = delegated, 1, None
-        if stamp is not None:
-            stamp.fill(timed, at - begin, at, self._zero)
-        else:
-            _NO_STAMP.fill(timed, at - begin, at, self._zero)
-            timed.t = None
+    def _take_result(self, done: Done) -> None:
+        now, clock, host, task, uuid, delegated, status, stamp, part, play = done
+        begin = now if stamp is None or stamp.slot is None else stamp.slot
+        at, seconds = begin - self._zero, now - begin
+        place = self._place_of(task, uuid, play)
+        self._uncounted.append((place, host, at, seconds, status, (stamp or _NO_STAMP).phases(seconds)))
+        if self._log is None:
+            return
+        items, attempts = None, 1
         if part is not None:
-            timed.attempts = part.attempts if part.items else part.attempt
+            attempts = part.attempts if part.items else part.attempt
             if part.items:  # its result has the template as it was written: each item has its own host
-                timed.items, timed.delegated = part.items, _the_one(part.delegated)
-        return timed
+                items, delegated = part.items, _the_one(part.delegated)
+        log = self._log.unstamped if stamp is None else self._log.stamped
+        log(place, stamp or _NO_STAMP, host, status, items, _utc(clock - seconds), attempts, delegated, at, seconds, now, self._zero)
+
+    def _place_of(self, task: t.Any, uuid: str, play: tuple[str, str]) -> Place:
+        key = uuid, str(task.get_name()), play[1]
+        place = self._places.get(key)
+        if place is None:
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            place = self._places[key] = Place(play, key[1], uuid, str(task.action), compat.role_name(task), str(task.get_path() or "") or None)
+        return place
 
 
 def _begin(stamp: stamps.Stamps | None, now: float) -> float:

@@ -6,7 +6,7 @@ import bisect
 import typing as t
 
 if t.TYPE_CHECKING:
-    from .model import Result
+    from .model import Place, Result
 
 
 class Task:
@@ -42,9 +42,9 @@ class Rows:
         self._old: dict[str, int] = {}
         self._by_place: dict[tuple[int, str, str], list[int]] = {}
 
-    def find(self, result: Result) -> tuple[int, int]:
-        """Numbers of the result's row and of its host."""
-        host = self.hosts.setdefault(result.host, len(self.hosts))
+    def find(self, result: Result | Place, host_name: str) -> tuple[int, int]:
+        """Numbers of the result's row and of its host; `result` or what it has in common with others of its task."""
+        host = self.hosts.setdefault(host_name, len(self.hosts))
         row = self._young.get(result.uuid)
         if row is None:
             row = self._old.get(result.uuid)
@@ -56,7 +56,7 @@ class Rows:
         self._seen[row] |= 1 << host
         return row, host
 
-    def _new(self, result: Result, host: int) -> int:
+    def _new(self, result: Result | Place, host: int) -> int:
         if (play := self.plays.get(result.play_uuid)) is None:
             play = self.plays[result.play_uuid] = len(self.plays), result.play
         rows = self._by_place.setdefault((play[0], result.path, result.task), []) if result.path else []
