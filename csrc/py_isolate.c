@@ -30,7 +30,7 @@
 
 #include <stdint.h>
 
-#define MEMO_START 1024u
+#define MEMO_START 128u
 
 struct memo {
     PyObject **slots; /* pairs: original (borrowed), copy (owned) */
