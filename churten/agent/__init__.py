@@ -29,5 +29,5 @@ has for each line of a function that of its `def`.)
 
 PARTS = (
     "frames account library ahead child run shell state standing chains process files "
-    "folders subagent requests agent"
+    "folders jobs subagent requests agent"
 ).split()

@@ -4,6 +4,9 @@
 import os
 import sys
 
+# Variables that only a starting interpreter or C library reads.
+START_VARIABLES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "OPENSSL_", "LOCPATH")
+
 
 def environ_at_start():
     """The environment the interpreter was started with: without the LC_CTYPE

@@ -12,7 +12,7 @@ from churten.agent.account import environ_at_start, locale_of, stock_sys_path
 from churten.agent.ahead import Ahead
 from churten.agent.chains import BROKEN, Chain, Link
 from churten.agent.files import Fetch, Put, file_failure
-from churten.agent.folders import sweep
+from churten.agent.folders import leave_library, sweep
 from churten.agent.frames import (
     BODY_MAX,
     F_LINK,
@@ -338,7 +338,7 @@ class Agent(Requests):
             times = [j.next_time() for j in waiting if j.next_time() is not None]
             self.turn(min([until] + times))
         for library in self.libraries:
-            library.remove()
+            leave_library(library)
 
     # frames
 

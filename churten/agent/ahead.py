@@ -64,29 +64,30 @@ class Ahead:
             elif not is_stdlib(name) and name not in self.at_start:
                 del sys.modules[name]
 
-    def prepare(self, payload, module, form):
-        """Imports what the module will import first, if that was not done yet."""
+    def prepare(self, payload, modules, form):
+        """Imports what the modules will import first, if that was not done yet."""
         if payload.done == self.age:
             return
         if payload.wanted is None:
-            payload.wanted = self.wanted(payload, module, form)
+            payload.wanted = self.wanted(payload, modules, form)
         self.run(payload, payload.wanted)
         payload.done = self.age
 
-    def wanted(self, payload, module, form):
-        """Names for the unconditional imports of the module and what runs it."""
+    def wanted(self, payload, modules, form):
+        """Names for the unconditional imports of the modules and what runs them."""
         if form == b"218":
             names = ["runpy", "ansible.module_utils.basic"]
         else:
             names = ["ansible.module_utils._internal._ansiballz._loader"]
-        names.append(module.rpartition(".")[0])
-        path = module.replace(".", "/") + ".py"
         library = payload.library
-        if path in library.crcs:
-            try:
-                names += column_zero_imports(library.source(path), library.code(path))
-            except (SyntaxError, ValueError):
-                pass
+        for module in modules:
+            names.append(module.rpartition(".")[0])
+            path = module.replace(".", "/") + ".py"
+            if path in library.crcs:
+                try:
+                    names += column_zero_imports(library.source(path), library.code(path))
+                except (SyntaxError, ValueError):
+                    pass
         return names
 
     def run(self, payload, names):

@@ -44,20 +44,44 @@ SWEEP_MOST = 10000  # names of a directory that are looked at
 
 
 def lock_folder(folder):
-    """A descriptor that holds the lock of a library's folder for as long as this
-    agent lives, however it ends. None without locks or descriptors: then its age
-    alone keeps others off."""
+    """A descriptor that holds the lock of a library's folder for as long as this agent,
+    or job, lives, however it ends. None without locks or descriptors: then its age alone
+    keeps others off."""
     import fcntl
 
     fd = None
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         if fd is not None:
             os.close(fd)
         fd = None
     return fd
+
+
+def leave_library(library):
+    """Gives its lock back, and removes it if nobody else holds one: the agent, or one of
+    its jobs."""
+    import fcntl
+
+    folder = os.path.dirname(library.path)
+    if library.lock is None:
+        library.remove()
+        return
+    os.close(library.lock)
+    library.lock = None
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        library.remove()
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def sweep(place):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Payloads, and the zip file they are merged into."""
 
+import errno
 import marshal
 import os
 import struct
@@ -76,6 +77,8 @@ class Library:
 
     def __init__(self, where):
         self.path = where  # becomes _modlib_path; the file is written by save()
+        self.lock = None  # see lock_folder
+        self.is_closed = False  # no source is read from it
         self.crcs = {}
         self.body = bytearray()
         self.central = []
@@ -265,6 +268,11 @@ def make_importer(library):
             if name is None:
                 return super(Importer, self).get_code(fullname)
             return library.code(name)
+
+        def get_source(self, fullname):
+            if library.is_closed:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), library.path)
+            return super(Importer, self).get_source(fullname)
 
     def importer(path):
         if path == library.path or path.startswith(library.path + os.sep):

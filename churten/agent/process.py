@@ -57,10 +57,13 @@ class Process:
         self.drain_until = self.quiet_until = None
         self.truncated = 0
         self.learn = None
-        self.makes = self.flag = None  # a folder; whether the child made it itself
+        self.makes = None  # a folder
+        self.flag = None  # memory in which the child says that it did what is asked of it
+        self.flagged = False  # it did
         self.standing = None  # the Standing that this child is or may become
         self.otherwise = None  # what to do if a standing child did not do it
         self.is_act = self.said_accepted = False
+        self.is_late = False  # its child may yet find that it cannot: ACCEPTED waits
         self.on_end = None  # called with the wait status instead of EXIT
 
     def start(self, child, stdin=None, standing=None):
@@ -111,7 +114,8 @@ class Process:
             self.feed()
         if self.timeout:
             self.deadline = begun + self.timeout
-        self.accepted()
+        if not self.is_late:
+            self.accepted()
 
     def take(self, standing, message):
         """Instead of start(): gives `message` to a child that stands. False: it could
@@ -234,6 +238,7 @@ class Process:
     def send_output(self, keep):
         for stream, buffer in self.buffers.items():
             while len(buffer) > keep and self.credit > 0:
+                self.accepted()
                 part = bytes(buffer[: min(self.credit, BODY_MAX)])
                 del buffer[: len(part)]
                 self.credit -= len(part)
@@ -285,7 +290,8 @@ class Process:
         if self.learn is not None:
             self.agent.learned(self)
         if self.flag is not None:
-            if self.flag[0]:
+            self.flagged = self.flag[0] == 1
+            if self.flagged and self.makes:
                 self.agent.made_folder(self.makes)
             self.flag.close()
             self.flag = None
@@ -336,15 +342,18 @@ class Process:
         if self.on_end is not None:
             self.on_end(self)
         else:
-            body = pack(
-                [self.status[0], self.status[1], self.elapsed,
-                 bytes(self.buffers[STDOUT]), bytes(self.buffers[STDERR]),
-                 self.truncated]
-            )  # fmt: skip
-            self.agent.send(T_EXIT, body, self.request)
+            self.say_exit()
         del self.agent.jobs[self.request]
         if self.zombie:
             self.agent.leaving.append(self)
+
+    def say_exit(self):
+        body = pack(
+            [self.status[0], self.status[1], self.elapsed,
+             bytes(self.buffers[STDOUT]), bytes(self.buffers[STDERR]),
+             self.truncated]
+        )  # fmt: skip
+        self.agent.send(T_EXIT, body, self.request)
 
     def close_fds(self):
         for fd in list(self.pipes):

@@ -7,7 +7,7 @@ import struct
 import sys
 import time
 
-from churten.agent.account import locale_of
+from churten.agent.account import START_VARIABLES, locale_of
 from churten.agent.child import do_in_child, exec_child, login_child
 from churten.agent.files import Put
 from churten.agent.folders import SWEEP_AFTER, lock_folder, make_folder
@@ -23,14 +23,12 @@ from churten.agent.frames import (
     text,
     unpack,
 )
+from churten.agent.jobs import WRAPPER, job_child
 from churten.agent.library import Library, make_importer
 from churten.agent.process import Probe, Process
 from churten.agent.run import environment, fresh_script
 from churten.agent.shell import shell_act
 from churten.agent.standing import ACT, STANDING_BODY, Standing, has_memory, module_child
-
-# Variables that only a starting interpreter or C library reads.
-START_VARIABLES = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "OPENSSL_", "LOCPATH")
 
 
 class Requests:
@@ -51,7 +49,10 @@ class Requests:
         library = payload.library
         job = Process(self, request, run.timeout_ms)
         self.jobs[request] = job
-        if self.needs_fresh(run.env) or library.other_core(self.ahead.library):
+        fresh = self.needs_fresh(run.env) or library.other_core(self.ahead.library)
+        if run.job is not None and (fresh or library.lock is None):
+            raise Failure("unsupported", "agent", "a job for another interpreter")
+        if fresh:
             env = dict(self.environ, **run.env)
             argv = [sys.executable]
             job.stdin_end = True
@@ -65,6 +66,9 @@ class Requests:
 
             learn = job.learn = mmap.mmap(-1, 65536)
             job.payload = payload
+        if run.job is not None:
+            self.start_job(job, library, run, learn)
+            return
         if learn is None and run.stays and library is self.ahead.library and self.may_stand:
             key = self.ahead.age, run.key, run.module, run.form, run.env, run.rlimit_nofile
 
@@ -82,6 +86,22 @@ class Requests:
                 begin()
             return
         job.start(lambda: module_child(self, library, run, learn))
+
+    def start_job(self, job, library, run, learn):
+        import mmap
+
+        job.flag = mmap.mmap(-1, 1)
+        job.on_end, job.is_late = self.job_started, True
+        job.start(lambda: job_child(self, library, run, learn, job.flag))
+
+    def job_started(self, job):
+        """The child that started it has ended; it may have found that it cannot."""
+        if job.flagged or job.cancelled:
+            job.accepted()
+            job.say_exit()
+            return
+        said = text(bytes(job.buffers[STDERR]).strip()) or "cannot start a job"
+        self.send(T_FAILED, pack(Failure("unsupported", "agent", said).items), job.request)
 
     def take_picture(self):
         try:
@@ -115,14 +135,16 @@ class Requests:
         library = payload.library
         library.check()
         payload.runs += 1
-        path = run.module.replace(".", "/") + ".py"
-        if path in library.crcs:
-            library.know_folder(os.path.dirname(path))
-            try:
-                library.code(path)
-            except (SyntaxError, ValueError):
-                pass  # the child will say so
-        self.ahead.prepare(payload, run.module, run.form)
+        modules = [run.module] if run.job is None else [run.module, WRAPPER]
+        for module in modules:
+            path = module.replace(".", "/") + ".py"
+            if path in library.crcs:
+                library.know_folder(os.path.dirname(path))
+                try:
+                    library.code(path)
+                except (SyntaxError, ValueError):
+                    pass  # the child will say so
+        self.ahead.prepare(payload, modules, run.form)
         # The next of its kind may stand: time for it when nobody waits.
         self.is_picture_due = run.stays and payload.runs == 1 and self.may_stand
 
@@ -135,6 +157,7 @@ class Requests:
         self.sweep_at = time.monotonic() + SWEEP_AFTER
         self.sweep_where.add(os.path.dirname(folder))
         library = Library(os.path.join(folder, name + ".zip"))
+        library.lock = lock
         self.libraries.append(library)
         library.importer = make_importer(library)
         sys.path_hooks.insert(0, library.importer)

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """RUN: what the frame says, and the module's run in this interpreter or in a fresh one."""
 
+import gc
 import os
 import sys
+import time
 
-from churten.agent.frames import number, text, unpack
+from churten.agent.child import in_working_directory
+from churten.agent.frames import ProtocolError, number, text, unpack
+
+KNOWN_SIZE = 40 + 1 + 32  # a SHA-1, a blank, an MD5
+JOB_BEGINS = b"\0\0\0\3job"  # after the number of its items
 
 
 class Run:
@@ -24,8 +30,31 @@ class Run:
             self.secrets = json.loads(text(items[8]))
         self.temp = os.fsdecode(items[9])
         self.stays = items[10:11] == [b"1"]
-        self.known = text(items[11]).split(" ") if items[11:] and items[11] else []
+        # What follows, or is there instead, is the item of a link.
+        self.known = text(items[11]).split(" ") if len(b"".join(items[11:12])) == KNOWN_SIZE else []
+        is_job = len(items) > 12 and items[12][2:9] == JOB_BEGINS
+        self.job = Job(items[12]) if is_job else None
         self.body = body
+
+
+class Job:
+    """The item of RUN: how core would have started the job's program."""
+
+    def __init__(self, item):
+        items = unpack(item, 10)
+        self.profile = text(items[1])
+        self.umask, self.limits = items[2], items[3]
+        self.environ = None
+        if items[4]:
+            pairs = [os.fsdecode(pair).partition("=") for pair in items[4].split(b"\0")]
+            self.environ = {name: value for name, equal, value in pairs if name and equal}
+        self.words = [os.fsdecode(word) for word in items[5:]]
+        if len(self.words) == 5:  # program, number, limit, module's program, `_`
+            self.program, self.command = self.words[3], None
+        elif len(self.words) == 7:  # (2.22) program, number, limit, false, and twice the module's, its interpreter between
+            self.program, self.command = self.words[4], self.words[5:]
+        else:
+            raise ProtocolError("bad job")
 
 
 def environment(item):
@@ -48,6 +77,24 @@ def limit_files(wanted):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, wanted), hard))
         except ValueError:
             pass
+
+
+def like_a_start(agent, library, run):
+    """Makes a forked child look like an interpreter that has just read the stock wrapper;
+    returns how many modules are known in it."""
+    gc.enable()
+    sys.dont_write_bytecode = agent.dont_write_bytecode
+    in_working_directory(agent)
+    if run.env:
+        os.environ.update(run.env)
+        if "TZ" in run.env:
+            time.tzset()
+    if sys.version_info < (3, 7) and "random" in sys.modules:
+        sys.modules["random"].seed()
+    known = len(sys.modules)
+    if library is not agent.ahead.library:
+        agent.ahead.forget()
+    return known
 
 
 def run_module(library, run):

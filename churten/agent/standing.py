@@ -26,7 +26,7 @@ import time
 
 from churten.agent.child import call_main, in_working_directory, interpreter_exit, leave, wind_up
 from churten.agent.frames import Failure, unpack
-from churten.agent.run import Run, run_module
+from churten.agent.run import Run, like_a_start, run_module
 from churten.agent.shell import Plain, shell_act
 from churten.agent.state import State
 
@@ -61,20 +61,8 @@ def has_memory():
 
 
 def module_child(agent, library, run, learn, standing=None):
-    """Runs the module as the stock wrapper does, in an interpreter that looks
-    as one that has just read that wrapper from its stdin."""
-    gc.enable()
-    sys.dont_write_bytecode = agent.dont_write_bytecode
-    in_working_directory(agent)
-    if run.env:
-        os.environ.update(run.env)
-        if "TZ" in run.env:
-            time.tzset()
-    if sys.version_info < (3, 7) and "random" in sys.modules:
-        sys.modules["random"].seed()
-    known = len(sys.modules)
-    if library is not agent.ahead.library:
-        agent.ahead.forget()
+    """Runs the module as the stock wrapper does."""
+    known = like_a_start(agent, library, run)
     if standing is not None:
         stand(agent, library, run, standing)
     status = interpreter_exit(lambda: run_module(library, run), learn, known)

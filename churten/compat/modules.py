@@ -19,12 +19,14 @@ import typing as t
 
 import ansible.modules
 import ansible.plugins.action
+from ansible import constants as C
 from ansible.executor import module_common
 
 from churten import waiting
-from churten.transport.payload import Module, ModuleCall, program
+from churten.transport.payload import Module, ModuleCall, program, recognise
 
 _action: contextvars.ContextVar[t.Any] = contextvars.ContextVar("churten_action", default=None)
+_job: contextvars.ContextVar[t.Any] = contextvars.ContextVar("churten_job", default=None)  # the action that starts a job which an agent may make
 # Core 2.18 and earlier give the first arguments of modify_module by position.
 _POSITIONAL = ("module_name", "module_path", "module_args", "templar")
 _STAT = ("ansible.legacy.stat", os.path.join(os.path.dirname(ansible.modules.__file__), "stat.py"))
@@ -105,9 +107,20 @@ def _identity(path: str) -> tuple[int, int, int]:
 
 def _goes_to_an_agent(action: t.Any) -> bool:
     """Whether the connection is ours and will get the module through `in_data`."""
-    if not getattr(action._connection, "takes_module_calls", False) or action._task.async_val:
+    if not getattr(action._connection, "takes_module_calls", False) or (action._task.async_val and _job.get() is not action):
         return False
     return bool(action._is_pipelining_enabled("new", wrap_async=False))
+
+
+def _may_hold(action: t.Any) -> bool:
+    """Whether what starts this action's job may be held back: an agent may start it, and nobody else is to find the files on the target."""
+    return (
+        waiting.current() is not None
+        and getattr(action._connection, "takes_jobs", False)
+        and not C.DEFAULT_KEEP_REMOTE_FILES
+        and not action._is_become_unprivileged()
+        and bool(action._is_pipelining_enabled("new", wrap_async=False))
+    )
 
 
 def _is_a_look(action: t.Any, args: dict[str, t.Any]) -> bool:
@@ -122,7 +135,8 @@ def light_modules(builder: type[ModuleBuilder]) -> t.Iterator[None]:
     """While active, core's action plugins build modules through `builder`."""
     actions = ansible.plugins.action
     stock_modify, stock_configure = actions.modify_module, actions.ActionBase._configure_module
-    stock_transfer = actions.ActionBase._transfer_data
+    stock_transfer, stock_permit = actions.ActionBase._transfer_data, actions.ActionBase._fixup_perms2
+    stock_execute = actions.ActionBase._execute_module
 
     def configure(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
         token = _action.set(self)
@@ -131,16 +145,43 @@ def light_modules(builder: type[ModuleBuilder]) -> t.Iterator[None]:
         finally:
             _action.reset(token)
 
+    def execute(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        if not kwargs.get("wrap_async") or not _may_hold(self):
+            return stock_execute(self, *args, **kwargs)
+        token = _job.set(self)
+        try:
+            return stock_execute(self, *args, **kwargs)
+        finally:
+            _job.reset(token)
+            self._connection.drop_held()
+
     def transfer(self: t.Any, remote_path: t.Any, data: t.Any) -> t.Any:
         # An action plugin may start a module as an asynchronous job though its task is none (gather_facts with several modules): it becomes a file.
-        return stock_transfer(self, remote_path, program(data) if isinstance(data, bytes) else data)
+        def step() -> t.Any:
+            return stock_transfer(self, remote_path, program(data) if isinstance(data, bytes) else data)
+
+        module = recognise(data) if _job.get() is self and isinstance(data, bytes) else None
+        if module is None:
+            return step()
+        self._connection.hold(remote_path, module, str(self._used_interpreter).removeprefix("#!").strip(), step)
+        return remote_path
+
+    def permit(self: t.Any, remote_paths: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        def step() -> t.Any:
+            return stock_permit(self, remote_paths, *args, **kwargs)
+
+        if _job.get() is self and self._connection.hold_permission(remote_paths, step):
+            return remote_paths
+        return step()
 
     actions.modify_module = builder(stock_modify)  # type: ignore[attr-defined]
     actions.ActionBase._transfer_data = transfer  # type: ignore[method-assign]
     actions.ActionBase._configure_module = configure  # type: ignore[method-assign]
+    actions.ActionBase._fixup_perms2, actions.ActionBase._execute_module = permit, execute  # type: ignore[method-assign]
     try:
         yield
     finally:
+        actions.ActionBase._fixup_perms2, actions.ActionBase._execute_module = stock_permit, stock_execute  # type: ignore[method-assign]
         actions.ActionBase._configure_module = stock_configure  # type: ignore[method-assign]
         actions.ActionBase._transfer_data = stock_transfer  # type: ignore[method-assign]
         actions.modify_module = stock_modify  # type: ignore[attr-defined]

@@ -72,12 +72,12 @@ _MADE_BY_CORE = frozenset({"ansible/__init__.py", "ansible/module_utils/__init__
 class _Zip:
     """One module archive: its bytes and the facts of its contents that do not change from run to run."""
 
-    def __init__(self, text: bytes):
-        self.data = base64.b64decode(text, validate=True)
+    def __init__(self, data: bytes):
+        self.data = data
         with zipfile.ZipFile(io.BytesIO(self.data)) as archive:
             self.entries = sorted((i.filename, i.CRC, i.file_size) for i in archive.infolist())
         self.keys: dict[str, str] = {}
-        self._stays: dict[str, bool] = {}
+        self._is_core: bool | None = None
         self._packed: dict[bool, list[bytes]] = {}
 
     def packed(self, compiled: bool) -> list[bytes]:
@@ -115,13 +115,16 @@ class _Zip:
         return self.keys[fqn]
 
     def stays(self, fqn: str) -> bool:
-        """Whether a process may run this module more than once: it is one of those, and every file is as ansible-core installed it (a play may bring others
-        of the same names)."""
+        """Whether a process may run this module more than once: it is one of those, and no file is another of the same name (a play may bring such)."""
         if fqn not in _STAYING:
             return False
-        if fqn not in self._stays:
-            self._stays[fqn] = all(name in _MADE_BY_CORE or _installed(name) == (crc, size) for name, crc, size in self.entries)
-        return self._stays[fqn]
+        return self.is_core()
+
+    def is_core(self) -> bool:
+        """Whether every file is as ansible-core installed it."""
+        if self._is_core is None:
+            self._is_core = all(name in _MADE_BY_CORE or _installed(name) == (crc, size) for name, crc, size in self.entries)
+        return self._is_core
 
 
 def _pack(data: bytes) -> bytes:
@@ -145,8 +148,37 @@ def _zip(text: bytes) -> _Zip:
     digest = hashlib.sha256(text).digest()
     found = _zips.get(digest)
     if found is None:
-        found = _zips[digest] = _Zip(text)
+        found = _zips[digest] = _Zip(base64.b64decode(text, validate=True))
     return found
+
+
+_WRAPPER = "ansible.modules.async_wrapper"
+_with_wrapper: dict[tuple[str, str], _Zip | None] = {}  # by the keys of both
+
+
+def with_wrapper(module: Module, wrapper: Module) -> Module | None:
+    """`module` with the files of `wrapper`, core's own async_wrapper, in its archive; None if that is something else, or if they do not go together."""
+    if wrapper.fqn != _WRAPPER or wrapper.form != module.form or wrapper.rlimit_nofile != module.rlimit_nofile:
+        return None
+    keys = module.key, wrapper.key
+    if keys not in _with_wrapper:
+        _with_wrapper[keys] = _joined(module.archive, wrapper.archive)
+    archive = _with_wrapper[keys]
+    return None if archive is None else dataclasses.replace(module, archive=archive, key=archive.key(module.fqn))
+
+
+def _joined(archive: _Zip, wrapper: _Zip) -> _Zip | None:
+    if not wrapper.is_core():
+        return None
+    known = {name: (crc, size) for name, crc, size in archive.entries}
+    if any(known.get(name, (crc, size)) != (crc, size) for name, crc, size in wrapper.entries):
+        return None
+    out = io.BytesIO(archive.data)
+    with zipfile.ZipFile(out, "a") as joined, zipfile.ZipFile(io.BytesIO(wrapper.data)) as more:
+        for info in more.infolist():
+            if info.filename not in known:
+                joined.writestr(info, more.read(info))
+    return _Zip(out.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,14 +387,33 @@ def unwrap_command(cmd: str, become_id: str = "") -> Command | None:
     return _unwrap(cmd.replace(become_id, _ID) if become_id else cmd)
 
 
+def unwrap_job(cmd: str, become_id: str = "") -> tuple[Command, list[str]] | None:
+    """Take apart the command that starts an asynchronous job: as `unwrap_command`, but the interpreter gets words: the path of async_wrapper's program, the
+    job's number, its time limit, the path of the module's program, and `_`; from 2.22 on, instead of the last two, `false`, this path, the module's interpreter
+    and the path again. None for every other shape."""
+    if _ID in cmd:
+        return None
+    words: list[str] = []
+    command = _take_apart(cmd.replace(become_id, _ID) if become_id else cmd, words)
+    if command is None or not re.fullmatch("j[0-9]+", "".join(words[1:2])) or not re.fullmatch("[0-9]+", "".join(words[2:3])):
+        return None
+    old, new = words[4:] == ["_"], len(words) == 7 and (words[3], words[5], words[6]) == ("false", command.interpreter, words[4])
+    return (command, words) if old or new else None
+
+
 @functools.lru_cache(maxsize=1024)
 def _unwrap(cmd: str) -> Command | None:
+    return _take_apart(cmd, None)
+
+
+def _take_apart(cmd: str, arguments: list[str] | None) -> Command | None:
+    """`arguments`: takes the words for the interpreter; None: it must have none."""
     try:
         inner, shell = _shell_command(cmd)
         if inner.endswith(" && sleep 0"):
             inner = inner[: -len(" && sleep 0")]
         if _ID not in inner:
-            return _interpreter(inner, None, shell)
+            return _interpreter(inner, None, shell, arguments)
         words = shlex.split(inner)
         if len(words) < 4:
             return None
@@ -371,7 +422,7 @@ def _unwrap(cmd: str) -> Command | None:
         if not inner.endswith(" " + last) or not words[-1].startswith(marker):
             return None
         command, shell = _shell_command(last)
-        return _interpreter(command[len(marker) :], inner[: -len(last)].strip(), shell)
+        return _interpreter(command[len(marker) :], inner[: -len(last)].strip(), shell, arguments)
     except ValueError:
         return None
 
@@ -386,8 +437,8 @@ def _shell_command(text: str) -> tuple[str, str]:
     return words[2], words[0]
 
 
-def _interpreter(text: str, become: str | None, shell: str) -> Command | None:
-    """`text` as environment and one word; what is not written as Ansible's shell plugins write it may mean something else to a shell."""
+def _interpreter(text: str, become: str | None, shell: str, arguments: list[str] | None) -> Command | None:
+    """`text` as environment and one word, or more for `arguments`. What Ansible's shell plugins would not write may mean something else to a shell."""
     words = shlex.split(text)
     env: list[tuple[str, str]] = []
     while words:
@@ -397,12 +448,14 @@ def _interpreter(text: str, become: str | None, shell: str) -> Command | None:
         env.append((name, value))
         words.pop(0)
     # A quoted `/usr/bin/env python3` is the name of one program, which no target has: its shell has the words for that.
-    if len(words) != 1 or words[0].startswith("-") or words[0].split() != words:
+    if not words or (arguments is None and len(words) != 1) or words[0].startswith("-") or words[0].split() != words[:1]:
         return None
-    if text != " ".join([f"{k}={shlex.quote(v)}" for k, v in env] + [shlex.quote(words[0])]):
+    if text != " ".join([f"{k}={shlex.quote(v)}" for k, v in env] + [shlex.quote(word) for word in words]):
         return None
     if any(_acts_at_start(k, v, words[0]) for k, v in env):
         return None
+    if arguments is not None:
+        arguments += words[1:]
     return Command(words[0], tuple(f"{k}={v}" for k, v in env), become, shell)
 
 

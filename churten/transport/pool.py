@@ -363,6 +363,11 @@ class Pool:
 
     # --- requests ---
 
+    def pack(self, items: t.Sequence[str | bytes]) -> bytes:
+        """A vec, for an item that is one itself."""
+        packed: bytes = self._core.pack(items)
+        return packed
+
     def call(
         self,
         kind: int,

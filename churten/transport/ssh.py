@@ -15,6 +15,7 @@ from churten import late, waiting
 from churten.compat import connection as core
 from churten.compat import terminal
 from churten.transport import options, pool
+from churten.transport.jobs import JobConnection
 from churten.transport.warm import RemoteFiles, Result, Route, Stock, WarmConnection, changes_accounts
 
 display = Display()
@@ -23,7 +24,7 @@ REQUESTS_KEPT = 20_000
 _requests: dict[tuple[object, ...], options.Request] = {}
 
 
-class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, terminal.GivenResult, core.OwnVariables, StockConnection):  # type: ignore[has-type]
+class SshConnection(RemoteFiles, JobConnection, core.TerminalMemo, terminal.GivenResult, core.OwnVariables, StockConnection):  # type: ignore[has-type]
     """See `plugins/connection/ssh.py`."""
 
     transport = "ssh"  # action plugins ask for this name
@@ -95,12 +96,17 @@ class SshConnection(RemoteFiles, WarmConnection, core.TerminalMemo, terminal.Giv
     def _wants_terminal(self) -> bool:
         return bool(core.option(self, "use_tty", True))
 
-    def _run_on_terminal(self, route: Route, cmd: str) -> Result:
+    def _farewell(self, route: Route) -> str:
+        """What ssh says when it leaves a terminal; raises Stock where a terminal of the session is not as one that ssh would have made."""
         farewell = self._plan.farewell
         if route.transport != "libssh" or farewell is None or terminal.is_ssh_verbose(self):
             raise Stock("the built-in plugin gives it a terminal")
         if any(item.startswith("TERM=") for item in route.spec.get("env", ())):
             raise Stock("TERM is sent twice")
+        return str(farewell)
+
+    def _run_on_terminal(self, route: Route, cmd: str) -> Result:
+        farewell = self._farewell(route)
         self._settle()
         client, session = self._open(route)
         agent = self._command_agent(route, client, session)

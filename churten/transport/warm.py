@@ -118,13 +118,14 @@ class WarmConnection:
             return 0, b"", b""
         self._establish()
         try:
-            work = self._work(cmd, in_data, sudoable)
+            work = self._job_work(cmd, in_data, sudoable) or self._work(cmd, in_data, sudoable)
             result = self._attempt(work, in_data)
             self._connected = True
             return result
         except Stock as ex:
             self._log_stock(ex)
         self._settle()
+        self._hand_over()
         # Outside of the handler: errors must not have our reason in their chain of causes, Ansible shows it.
         self._free_accounts(cmd)
         plain = payload.program(in_data)
@@ -143,6 +144,17 @@ class WarmConnection:
         """Before anything that does not go through a chain."""
         if self.chain is not None:
             self.chain.settle()
+
+    def _hand_over(self) -> None:
+        """Before anything but the start of a job that an agent makes; see jobs.py."""
+
+    def _job_work(self, cmd: str, in_data: bytes | None, sudoable: bool) -> t.Callable[[Route], Result] | None:
+        """How `cmd` runs if it starts such a job."""
+        return None
+
+    def is_without_python(self, route: Route, command: payload.Command) -> bool:
+        """Whether the interpreter has started no agent there."""
+        return (route.key, command.interpreter) in _no_python
 
     def _establish(self) -> None:
         """What the built-in plugin does before its first operation."""
@@ -385,7 +397,7 @@ class WarmConnection:
         self, route: Route, module: payload.Module, command: payload.Command, cmd: str, in_data: bytes
     ) -> Result:
         client, session = self._open(route)
-        if (route.key, command.interpreter) in _no_python:
+        if self.is_without_python(route, command):
             return self._exec(route, client, session, pool.NO_AGENT, cmd, in_data)
         try:
             agent = self._agent_for(route, client, session, command)
@@ -512,6 +524,7 @@ class RemoteFiles:
         """Copy a file to the target."""
         stock = super().put_file  # type: ignore[misc]
         self._establish()
+        self._hand_over()
         try:
             if core.is_windows_shell(self):
                 raise Stock("not a POSIX shell")
@@ -561,6 +574,7 @@ class RemoteFiles:
         """Copy a file from the target."""
         stock = super().fetch_file  # type: ignore[misc]
         self._establish()
+        self._hand_over()
         try:
             if core.is_windows_shell(self):
                 raise Stock("not a POSIX shell")
@@ -686,7 +700,7 @@ def changes_accounts(fqn: str, text: bytes) -> bool:
 @functools.lru_cache(maxsize=256)
 def agent_key(interpreter: str, prefix: str) -> str:
     """The key of a login agent."""
-    return pool.spec_key({"interpreter": interpreter, "prefix": prefix, "links": 1, "stays": 1})
+    return pool.spec_key({"interpreter": interpreter, "prefix": prefix, "links": 1, "stays": 1, "jobs": 1})
 
 
 def session_identity(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

@@ -110,6 +110,13 @@ LINE_TEXTS: list[tuple[tuple[int, int], str, str, str]] = [
         "a trace begins with the lines of the wrapper program (docs/differences.md)",
     ),
     ((2, 18), r"\bansible_[\w.]+_payload\.zip", "ansible_payload.zip", "an agent keeps one, named after its first module (docs/differences.md)"),
+    ((9, 99), r"\bansible_[\w.]+_payload\.zip(?=/ansible/modules/async_wrapper)", "ansible_payload.zip", "as above: traces of async_wrapper"),
+    (
+        (2, 18),
+        r'  File \\*"[^"\n]*/AnsiballZ_\w+\.py\\*", line \d+, in (<module>|_ansiballz_main|invoke_module|main)(\\+n|\n)(    [^\n]*?\2)?',
+        "",
+        "the same trace of a job, whose program is a file",
+    ),
     (
         (2, 18),
         r'  File \\*"[^"\n]*/churten/[^"\n]*?\\*", line \d+, in \w+(\n|\\+n)    .*?\1( +[\^~]+ *\1)?',
@@ -816,8 +823,18 @@ def _remove(path: bytes) -> None:
 def _settle(deadline_s: float = 15) -> None:
     """Waits for the watchers of async jobs: they look every 5 s and clean up when their job has ended."""
     deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline and any(_command_line(pid).find(b"async_wrapper") >= 0 for pid in os.listdir("/proc") if pid.isdigit()):
+    while time.monotonic() < deadline and any(_is_watcher(pid) for pid in os.listdir("/proc") if pid.isdigit()):
         time.sleep(0.2)
+
+
+def _is_watcher(pid: str) -> bool:
+    """A program of core, or a process of an agent in a session without a leader: a daemon."""
+    line = _command_line(pid)
+    if b"async_wrapper" in line:
+        return True
+    with contextlib.suppress(OSError):
+        return b"\0-c\0import os,sys;f=" in line and not os.path.exists(f"/proc/{os.getsid(int(pid))}")
+    return False
 
 
 def _command_line(pid: str) -> bytes:

@@ -1,6 +1,7 @@
 """churten.transport.payload: what ansible-core of this environment writes is recognised; what is even slightly different is not."""
 
 import base64
+import dataclasses
 import importlib.util
 import inspect
 import io
@@ -305,3 +306,77 @@ def test_become_that_is_not_what_it_says():
     assert payload.unwrap_command(good.replace("echo", "printf"), ID) is None
     assert payload.unwrap_command(become("sudo -H", "/usr/bin/python3 -x"), ID) is None
     assert payload.unwrap_command(sh(f"/usr/bin/python3 # {ID}"), ID) is None
+
+
+# ---- jobs
+
+WORDS = "/tmp/a-tmp-1/async_wrapper.py j123 60 /tmp/a-tmp-1/AnsiballZ_ping.py _"
+NEW = "/tmp/a-tmp-1/async_wrapper.py j123 60 false /tmp/a-tmp-1/AnsiballZ_ping.py /usr/bin/python3 /tmp/a-tmp-1/AnsiballZ_ping.py"  # 2.22
+
+
+@pytest.mark.parametrize("end", ["", " && sleep 0"])
+def test_the_start_of_a_job(end):
+    command, words = payload.unwrap_job(sh(f"ANSIBLE_ASYNC_DIR='~/.ansible_async' /usr/bin/python3 {WORDS}{end}"))
+    assert command == payload.Command("/usr/bin/python3", ("ANSIBLE_ASYNC_DIR=~/.ansible_async",), None, "/bin/sh")
+    assert words == WORDS.split()
+    assert payload.unwrap_job(sh(f"/usr/bin/python3 {NEW}{end}"))[1] == NEW.split()
+    command, words = payload.unwrap_job(become("sudo -H -S -n  -u root", f"A=1 /usr/bin/python3 {WORDS}"), ID)
+    assert (command.become, command.env, words) == ("sudo -H -S -n  -u root", ("A=1",), WORDS.split())
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        f"/usr/bin/python3 {WORDS} -preserve_tmp",
+        f"/usr/bin/python3 {WORDS[:-1]}/tmp/a-tmp-1/args",
+        f"/usr/bin/python3 {WORDS[:-2]}",
+        f"/usr/bin/python3 {NEW.replace('false', 'true')}",
+        f"/usr/bin/python3.9 {NEW}",
+        f"/usr/bin/python3 {NEW} /tmp/a-tmp-1/args",
+        f"/usr/bin/python3 {NEW[:-1]}",
+        "/usr/bin/python3 x",
+        f"/usr/bin/python3 {WORDS.replace('j123', '123')}",
+        f"/usr/bin/python3 {WORDS.replace('60', '6O')}",
+        f"/usr/bin/python3 {WORDS}; true",
+        f"/usr/bin/python3 {WORDS.replace('AnsiballZ', '$A')}",
+        f"/usr/bin/python3 {WORDS.replace('tmp-1/Ans', 'tmp 1/Ans')}",
+        f"'/usr/bin/env python3' {WORDS}",
+        f"PYTHONPATH=/x /usr/bin/python3 {WORDS}",
+        "/usr/bin/python3",
+    ],
+)
+def test_what_starts_no_job(inner):
+    assert payload.unwrap_job(sh(inner)) is None
+
+
+def test_a_command_is_no_job_and_a_job_no_command():
+    assert payload.unwrap_command(sh(f"/usr/bin/python3 {WORDS}")) is None
+    assert payload.unwrap_job(sh(f"/usr/bin/python3 {WORDS} {ID}").replace(ID, "@CHURTEN-ID@")) is None
+
+
+def test_async_wrapper_joins_a_module(build):
+    module, wrapper = (payload.recognise(build(name=name)) for name in ("ping", "async_wrapper"))
+    job = payload.with_wrapper(module, wrapper)
+    assert (job.fqn, job.params, job.form) == (module.fqn, module.params, module.form) and job.key != module.key
+    names = zipfile.ZipFile(io.BytesIO(job.archive.data)).namelist()
+    assert len(names) == len(set(names)) and set(names) == {name for one in (module, wrapper) for name, *_ in one.archive.entries}
+    assert "ansible.modules.async_wrapper" in marshal.loads(unpacked(job.archive.packed(True)[1]))
+    assert payload.with_wrapper(module, wrapper).archive is job.archive, "made once"
+
+
+def test_another_async_wrapper_joins_none(build):
+    """Only core's own is known to start its job as agents have it; and files of the same name must be the same."""
+    module, wrapper = (payload.recognise(build(name=name)) for name in ("ping", "async_wrapper"))
+    assert payload.with_wrapper(module, module) is None
+
+    def changed(one, name):
+        out = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(one.archive.data)) as old, zipfile.ZipFile(out, "w") as new:
+            for info in old.infolist():
+                new.writestr(info, old.read(info) + (b"\n# changed" if info.filename == name else b""))
+        archive = payload._Zip(out.getvalue())
+        return dataclasses.replace(one, archive=archive, key=archive.key(one.fqn))
+
+    assert payload.with_wrapper(changed(module, "ansible/modules/ping.py"), wrapper) is not None
+    assert payload.with_wrapper(module, changed(wrapper, "ansible/modules/async_wrapper.py")) is None
+    assert payload.with_wrapper(changed(module, "ansible/module_utils/common/text/converters.py"), wrapper) is None
