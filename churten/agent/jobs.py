@@ -44,7 +44,7 @@ class Wrapper:
     def __init__(self, run):
         self.module, self.form, self.profile = WRAPPER, run.form, run.job.profile
         self.params, self.secrets = b'{"ANSIBLE_MODULE_ARGS": {}}', []
-        self.rlimit_nofile = run.rlimit_nofile
+        self.rlimit_nofile, self.known = run.rlimit_nofile, []
 
 
 def job_child(agent, library, run, learn, begun):

@@ -488,7 +488,8 @@ def test_a_broken_item_ends_the_agent(start, custom, async_wrapper):
     client = AgentClient(PYTHON)
     wrapper = custom("pass")
     client.send("PAYLOAD", pack("key", wrapper.zip))
-    client.request("RUN", pack("key", wrapper.module, wrapper.params, wrapper.profile, "", 0, 0, wrapper.form, "", "", "", "", pack("job", "", "", "", "", "one")))
+    job = pack("job", "", "", "", "", "one")
+    client.request("RUN", pack("key", wrapper.module, wrapper.params, wrapper.profile, "", 0, 0, wrapper.form, "", "", "", "", job))
     assert client.process.wait(10) == 0
     client.close()
 
