@@ -135,7 +135,7 @@ def test_compiled_code_is_kept_for_later_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(payload.bootstrap, "marshal_payload", lambda data: made.append(data) or marshalled(data))
 
     def code(*args):
-        return marshal.loads(unpacked(payload._Zip(_zip_text(*args)).packed(True)[1]))
+        return marshal.loads(unpacked(payload._Zip(base64.b64decode(_zip_text(*args))).packed(True)[1]))
 
     first = code("a = 1", early)
     assert list(first) == ["ansible.modules.m"] and len(made) == 1
