@@ -672,10 +672,11 @@ class Runner:
         words += [*map(str, play.meta.get("args") or []), *(play.meta.get("playbooks") or ["playbook.yml"])]
         if mode.strategy.startswith("churten."):
             _own_strategies(work)
+        begun = time.clock_gettime(time.CLOCK_BOOTTIME)
         rc = self.execute(words, work, env, out, str(play.meta.get("stdin", "")))
         if (self.base / "record.jsonl").exists():
             (self.base / "record.jsonl").rename(out / "record.jsonl")
-        _settle()
+        _settle(begun)
         return self._outcome(mode, rc, work, out)
 
     def execute(self, words: list[str], cwd: Path, env: dict[str, str], out: Path, typed: str) -> int:
@@ -820,16 +821,20 @@ def _remove(path: bytes) -> None:
         pass
 
 
-def _settle(deadline_s: float = 15) -> None:
-    """Waits for the watchers of async jobs: they look every 5 s and clean up when their job has ended."""
+def _settle(begun: float, deadline_s: float = 15) -> None:
+    """Waits for the watchers of async jobs of a run: they look every 5 s and clean up when their job has ended."""
     deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline and any(_is_watcher(pid) for pid in os.listdir("/proc") if pid.isdigit()):
+    while time.monotonic() < deadline and any(_is_watcher(pid, begun) for pid in os.listdir("/proc") if pid.isdigit()):
         time.sleep(0.2)
 
 
-def _is_watcher(pid: str) -> bool:
-    """A program of core, or a process of an agent in a session without a leader: a daemon."""
+def _is_watcher(pid: str, begun: float) -> bool:
+    """A program of core, or a process of an agent in a session without a leader: a daemon. Not one that was there before `begun` (seconds since the boot)."""
     line = _command_line(pid)
+    with contextlib.suppress(OSError, IndexError):
+        started = int(Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        if started < begun - 1:
+            return False
     if b"async_wrapper" in line:
         return True
     with contextlib.suppress(OSError):

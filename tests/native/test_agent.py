@@ -1253,6 +1253,7 @@ def test_a_sub_agent_that_stands_still(agent):
     assert (index, request, failure[0]) == (1, 0, "unreachable") and "no answer for 1 seconds" in failure[2]
     os.kill(pids[1], signal.SIGCONT)
     assert agent.wait(requests[1]).rc == 0  # nobody had asked for that one
+    os.kill(pids[0], signal.SIGKILL)  # it would stay as it is
 
 
 @pytest.mark.parametrize("form", ["password", "none needed", "no prompt expected"])
