@@ -829,16 +829,12 @@ def _settle(begun: float, deadline_s: float = 15) -> None:
 
 
 def _is_watcher(pid: str, begun: float) -> bool:
-    """A program of core, or a process of an agent in a session without a leader: a daemon. Not one that was there before `begun` (seconds since the boot)."""
+    """A program of core, or a process of an agent that nobody waits for: a daemon. Not one that was there before `begun` (seconds since the boot)."""
     line = _command_line(pid)
     with contextlib.suppress(OSError, IndexError):
-        started = int(Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-        if started < begun - 1:
-            return False
-    if b"async_wrapper" in line:
-        return True
-    with contextlib.suppress(OSError):
-        return b"\0-c\0import os,sys;f=" in line and not os.path.exists(f"/proc/{os.getsid(int(pid))}")
+        fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+        parent, started = int(fields[1]), int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return started >= begun - 1 and (b"async_wrapper" in line or (parent == 1 and b"\0-c\0import os,sys;f=" in line))
     return False
 
 
